@@ -1,0 +1,134 @@
+"""A rank's flushes, run beside the model on a thread of their own."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ghostserve.checkpoint.encoding import encode_ranges
+from ghostserve.checkpoint.tasks import FlushTask
+from ghostserve.codes import Backend, Code
+from ghostserve.errors import StaleEpochError
+from ghostserve.parity.geometry import CacheLayout, ShardMap
+from ghostserve.parity.store import ParityStore
+
+__all__ = ["Checkpointer"]
+
+QUEUE_TASKS = 64
+
+
+class Checkpointer:
+    """Runs one rank's flush tasks in the order of their submission.
+
+    `on_done(epoch, task_ids)` is called when tasks are committed, `on_error(epoch, task, error)` when one
+    failed for any reason but a stale epoch; both on the checkpointer's thread. A task of an older epoch is
+    dropped silently: after a fence the coordinator sends again what it misses. Tasks take part in no
+    collective.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        store: ParityStore,
+        code: Code,
+        backend: Backend,
+        arenas: Sequence[NDArray[np.uint8]],
+        layout: CacheLayout,
+        shard_map: ShardMap,
+        on_done: Callable[[int, tuple[int, ...]], None],
+        on_error: Callable[[int, FlushTask, Exception], None],
+        on_stage: Callable[[str], None] = lambda stage: None,
+        queue_tasks: int = QUEUE_TASKS,
+    ) -> None:
+        """`arenas`: one uint8 (layout.total_bytes,) a rank, this rank's own among them.
+
+        `on_stage` is told where a flush stands, see `encode_ranges`: the place for failpoints and traces.
+        """
+        self._store, self._code, self._backend = store, code, backend
+        self._arenas, self._layout, self._shard_map = arenas, layout, shard_map
+        self._on_done, self._on_error, self._on_stage = on_done, on_error, on_stage
+        self._limit = queue_tasks
+        self._queue: deque[tuple[int, FlushTask]] = deque()
+        self._busy = False
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=f"checkpointer-{rank}", daemon=True)
+        self._thread.start()
+
+    def submit(self, epoch: int, task: FlushTask) -> None:
+        """Queue `task`; waits while the queue is full, so a slow host slows the model and loses nothing.
+
+        Raises `ValueError` after `close`.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or len(self._queue) < self._limit)
+            if self._closing:
+                raise ValueError(f"task {task.task_id} was submitted to a closed checkpointer")
+            self._queue.append((epoch, task))
+            self._changed.notify_all()
+
+    def drain(self, timeout: float) -> bool:
+        """Discard tasks of older epochs and wait, up to `timeout` seconds, until nothing is left to do.
+
+        After True no flush of an older epoch runs or will run: this is a fenced rank's last word before it
+        rejoins.
+        """
+        with self._changed:
+            epoch = self._store.epoch
+            self._queue = deque(entry for entry in self._queue if entry[0] >= epoch)
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._queue and not self._busy, timeout)
+
+    def close(self) -> None:
+        """Discard what is queued, finish the running task and end the thread. Idempotent."""
+        with self._changed:
+            self._closing = True
+            self._queue.clear()
+            self._changed.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while (entry := self._next()) is not None:
+                self._flush(*entry)
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()
+        finally:
+            # Also when a callback raised: nobody may wait for a thread that is gone.
+            with self._changed:
+                self._closing, self._busy = True, False
+                self._changed.notify_all()
+
+    def _next(self) -> tuple[int, FlushTask] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._queue)
+            if self._closing:
+                return None
+            self._busy = True
+            entry = self._queue.popleft()
+            self._changed.notify_all()
+            return entry
+
+    def _flush(self, epoch: int, task: FlushTask) -> None:
+        try:
+            encode_ranges(
+                store=self._store,
+                code=self._code,
+                backend=self._backend,
+                arenas=self._arenas,
+                layout=self._layout,
+                shard_map=self._shard_map,
+                epoch=epoch,
+                ranges=task.ranges,
+                on_stage=self._on_stage,
+            )
+            self._on_done(epoch, (task.task_id,))
+        except StaleEpochError:
+            return  # fenced: the coordinator knows, and sends it again under the new epoch if it must
+        except Exception as error:  # noqa: BLE001 - whatever it is, its owner is told
+            self._on_error(epoch, task, error)

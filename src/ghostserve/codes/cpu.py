@@ -1,0 +1,133 @@
+"""The fast CPU backend: numba kernels over flattened plans."""
+
+from collections.abc import Sequence
+from threading import Lock
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ghostserve.codes import cpu_kernels as kernels
+from ghostserve.codes.base import Plan, Step
+from ghostserve.codes.checksum import SEED, weights
+from ghostserve.codes.cpu_program import AffineProgram, HornerProgram, affine_program, horner_program
+from ghostserve.errors import UnsupportedCodeError
+
+__all__ = ["CpuBackend"]
+
+Bytes = NDArray[np.uint8]
+_KEPT_PROGRAMS = 64
+_PADDED_BYTES = 1 << 20  # of copies at a time: they stay in L2
+
+
+class CpuBackend:
+    """Runs plans in the calling thread, without the GIL.
+
+    `method` is how products in GF(2^8) are made: "affine" (one GFNI instruction per 64 bytes), "horner"
+    (shifts and xors, any CPU) or "auto". Both give the same bytes.
+    """
+
+    name = "cpu"
+
+    def __init__(self, method: Literal["auto", "affine", "horner"] = "auto") -> None:
+        if method not in ("auto", "affine", "horner"):
+            raise UnsupportedCodeError(f"no method {method!r}; there are auto, affine and horner")
+        if method == "affine" and not kernels.has_affine():
+            raise UnsupportedCodeError(
+                "method 'affine' needs a CPU with GFNI and AVX-512; use auto or horner"
+            )
+        self.method = ("affine" if kernels.has_affine() else "horner") if method == "auto" else method
+        self._programs: dict[int, tuple[Plan, AffineProgram | HornerProgram]] = {}
+        self._lock = Lock()
+
+    def run(self, plan: Plan, inputs: Sequence[Bytes], outputs: Sequence[Bytes]) -> None:
+        """See `Backend.run`."""
+        slots, slot_bytes = _check(plan, inputs, outputs)
+        if not slots or not plan.steps:
+            return
+        if slot_bytes // plan.rows < kernels.WIDTH:
+            self._run_short(plan, inputs, outputs)
+        else:
+            self._run_kernel(plan, (*inputs, *outputs), slots, slot_bytes)
+
+    def checksums(self, data: Bytes) -> NDArray[np.uint64]:
+        """See `Backend.checksums`."""
+        slots, slot_bytes = _shape("data", data)
+        sums = np.empty(slots, np.uint64)
+        base, stride = data.__array_interface__["data"][0], data.strides[0]
+        kernels.sum_words(base, stride, slot_bytes, weights(slot_bytes), np.uint64(SEED), sums)
+        return sums
+
+    def warm_up(self) -> None:
+        """See `Backend.warm_up`. Takes some seconds the first time, then loads from numba's disk cache."""
+        data = np.zeros((1, 8), np.uint8)
+        self.run(Plan((0,), (1,), 1, (Step(1, ((0, 2),)),)), [data], [data.copy()])
+        self.checksums(data)
+
+    def _run_kernel(self, plan: Plan, arrays: Sequence[Bytes], slots: int, slot_bytes: int) -> None:
+        bases = np.array([array.__array_interface__["data"][0] for array in arrays], np.int64)
+        strides = np.array([array.strides[0] for array in arrays], np.int64)
+        program = self._program(plan)
+        kernel = kernels.run_affine if isinstance(program, AffineProgram) else kernels.run_horner
+        kernel(bases, strides, slots, slot_bytes // plan.rows, plan.rows, *program)
+
+    def _run_short(self, plan: Plan, inputs: Sequence[Bytes], outputs: Sequence[Bytes]) -> None:
+        """Symbols shorter than a kernel's window: run on copies padded to it, some slots at a time."""
+        slots, slot_bytes = outputs[0].shape
+        padded = plan.rows * kernels.WIDTH
+        batch = max(1, _PADDED_BYTES // (padded * (len(inputs) + len(outputs))))
+        symbols = (plan.rows, slot_bytes // plan.rows)
+        for first in range(0, slots, batch):
+            part = slice(first, min(first + batch, slots))
+            count = part.stop - part.start
+            copies = [np.zeros((count, plan.rows, kernels.WIDTH), np.uint8) for _ in (*inputs, *outputs)]
+            for shard, copy in zip(inputs, copies, strict=False):
+                copy[:, :, : symbols[1]] = shard[part].reshape(count, *symbols)
+            self._run_kernel(plan, [copy.reshape(count, padded) for copy in copies], count, padded)
+            for shard, copy in zip(outputs, copies[len(inputs) :], strict=True):
+                shard[part] = copy[:, :, : symbols[1]].reshape(count, slot_bytes)
+
+    def _program(self, plan: Plan) -> AffineProgram | HornerProgram:
+        # By identity: hashing a plan of many steps would cost more than running it. The plan is kept with its
+        # program, so its id can't be given to another one.
+        with self._lock:
+            found = self._programs.get(id(plan))
+            if found is None:
+                program = affine_program(plan) if self.method == "affine" else horner_program(plan)
+                found = self._programs[id(plan)] = plan, program
+                if len(self._programs) > _KEPT_PROGRAMS:
+                    del self._programs[next(iter(self._programs))]
+        return found[1]
+
+
+def _check(plan: Plan, inputs: Sequence[Bytes], outputs: Sequence[Bytes]) -> tuple[int, int]:
+    if (len(inputs), len(outputs)) != (len(plan.inputs), len(plan.outputs)):
+        raise UnsupportedCodeError(
+            f"the plan reads {len(plan.inputs)} shards and writes {len(plan.outputs)},"
+            f" but {len(inputs)} inputs and {len(outputs)} outputs were given"
+        )
+    arrays = (*inputs, *outputs)
+    shapes = {_shape("shard", array) for array in arrays}
+    if len(shapes) > 1:
+        raise UnsupportedCodeError(f"all shards must have one shape, not {sorted(shapes)}")
+    if not all(output.flags.writeable for output in outputs):
+        raise UnsupportedCodeError("an output array is read-only; outputs must be writeable")
+    slots, slot_bytes = shapes.pop() if shapes else (0, plan.rows)
+    if slot_bytes % plan.rows:
+        raise UnsupportedCodeError(
+            f"a slot of {slot_bytes} bytes can't be cut into {plan.rows} equal rows:"
+            f" its bytes must be a multiple of {plan.rows}"
+        )
+    return slots, slot_bytes
+
+
+def _shape(what: str, array: Bytes) -> tuple[int, int]:
+    if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] < 1:
+        raise UnsupportedCodeError(
+            f"{what} must be uint8 (slots, bytes >= 1), not {array.dtype} {tuple(array.shape)}"
+        )
+    if array.shape[1] > 1 and array.strides[1] != 1:
+        raise UnsupportedCodeError(
+            f"{what} must be contiguous along the bytes of a slot (stride 1), not stride {array.strides[1]}"
+        )
+    return array.shape[0], array.shape[1]

@@ -1,0 +1,92 @@
+"""The tensor-parallel group as one object that can be bound again to new members.
+
+The model's layers hold the communicator, not a process group: after a failure the group is destroyed and the same
+layers go on with the next one.
+"""
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ghostserve.errors import GhostServeError
+
+__all__ = ["Communicator", "CommunicatorError", "host_rendezvous"]
+
+_TIMEOUT = timedelta(seconds=1800)  # hangs are the coordinator's business: it has the step deadline
+_JOIN_TIMEOUT = timedelta(seconds=60)
+
+
+class CommunicatorError(GhostServeError):
+    """A collective failed because a peer is gone (or the group was never bound)."""
+
+
+def host_rendezvous() -> dist.TCPStore:
+    """A rendezvous that the coordinator hosts on loopback; dropping it makes everyone who waits in it raise."""
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=_JOIN_TIMEOUT)
+
+
+class Communicator:
+    """All-reduce and gather among the ranks of one epoch."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self.rank = -1
+        self.in_collective = False
+        self._bound = False
+
+    def bind(self, *, rank: int, epoch: int, store_port: int) -> None:
+        """Join the group of `epoch`. Raises `CommunicatorError` if a member does not come."""
+        self.unbind()
+        self.rank = rank
+        self.in_collective = True
+        try:
+            store = dist.TCPStore(
+                "127.0.0.1", store_port, is_master=False, wait_for_workers=False, timeout=_JOIN_TIMEOUT
+            )
+            dist.init_process_group(
+                "gloo",
+                store=dist.PrefixStore(f"epoch-{epoch}", store),
+                rank=rank,
+                world_size=self.world_size,
+                timeout=_JOIN_TIMEOUT,
+            )
+            dist.distributed_c10d._set_pg_timeout(_TIMEOUT)
+        except RuntimeError as error:
+            raise CommunicatorError(f"rank {rank} could not join epoch {epoch}: {error}") from error
+        finally:
+            self.in_collective = False
+        self._bound = True
+
+    def unbind(self) -> None:
+        """Leave the group. Closing the connections is also what frees peers that wait for us in a collective."""
+        self._bound = False
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks, in place."""
+        if self.world_size > 1:
+            self._run(lambda: dist.all_reduce(tensor))
+        return tensor
+
+    def gather_columns(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Rank 0 gets the ranks' `[rows, columns]` side by side, the others None."""
+        if self.world_size == 1:
+            return tensor
+        parts = None
+        if self.rank == 0:
+            parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        self._run(lambda: dist.gather(tensor, parts, dst=0))
+        return None if parts is None else torch.cat(parts, dim=1)
+
+    def _run(self, collective) -> None:  # type: ignore[no-untyped-def]
+        if not self._bound:
+            raise CommunicatorError("the group was released: no collective may start before the next epoch")
+        self.in_collective = True
+        try:
+            collective()
+        except RuntimeError as error:
+            raise CommunicatorError(str(error)) from error
+        finally:
+            self.in_collective = False

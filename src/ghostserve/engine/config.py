@@ -1,0 +1,71 @@
+"""The engine's settings, checked before anything starts."""
+
+import msgspec
+
+from ghostserve.errors import ConfigError
+
+__all__ = ["DTYPES", "EngineConfig"]
+
+DTYPES = ("float32", "bfloat16", "float16")
+ENCODERS = ("round_robin", "striped")
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What `ghostserve serve` takes; names and defaults follow vLLM where it has the same thing.
+
+    Raises `ConfigError` that names the value and what is allowed.
+    """
+
+    model: str
+    tensor_parallel_size: int = 1
+    dtype: str = "auto"
+    parity: str = "rs:1"
+    flush_tokens: int = 1
+    max_unprotected_tokens: int = 4096
+    encoder: str = "round_robin"
+    parity_memory: int | None = None
+    """Host bytes for parity and its records; None = enough for every block."""
+    block_size: int = 16
+    kv_cache_memory: int = 1 << 30
+    """Bytes of KV cache over all ranks."""
+    max_model_len: int | None = None
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 256
+    max_queue: int = 256
+    standbys: int = 1
+    step_deadline: float = 60.0
+    """Seconds after which a step without an answer counts as a hang."""
+    phase_deadline: float = 120.0
+    """Seconds that any phase of a recovery may take before those who have not answered count as lost."""
+    max_recovery_attempts: int = 8
+    """Recoveries in a row without one finished step after which the engine gives up."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._at_least(1, "tensor_parallel_size", "flush_tokens", "max_unprotected_tokens", "block_size")
+        self._at_least(1, "kv_cache_memory", "max_num_seqs", "max_num_batched_tokens", "max_queue")
+        self._at_least(1, "max_recovery_attempts")
+        self._at_least(0, "standbys")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} is below max_num_seqs {self.max_num_seqs}:"
+                " every running sequence needs at least one token a step"
+            )
+        for name in ("step_deadline", "phase_deadline"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise ConfigError(f"{name} must be a positive number of seconds, not {value}")
+        if self.encoder not in ENCODERS:
+            raise ConfigError(f"encoder {self.encoder!r} is unknown; allowed: {', '.join(ENCODERS)}")
+        if self.dtype not in ("auto", *DTYPES):
+            raise ConfigError(f"dtype {self.dtype!r} is unknown; allowed: auto, {', '.join(DTYPES)}")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ConfigError(f"max_model_len must be at least 2, not {self.max_model_len}")
+        if self.parity_memory is not None and self.parity_memory < 0:
+            raise ConfigError(f"parity_memory must not be negative, not {self.parity_memory}")
+
+    def _at_least(self, low: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value < low:
+                raise ConfigError(f"{name} must be at least {low}, not {value}")

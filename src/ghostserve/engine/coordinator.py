@@ -1,0 +1,351 @@
+"""The coordinator: one thread that schedules steps, watches the ranks and carries out recoveries."""
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ghostserve.checkpoint.ledger import CheckpointLedger
+from ghostserve.engine import messages as msg
+from ghostserve.engine.blocks import BlockManager
+from ghostserve.engine.config import EngineConfig
+from ghostserve.engine.driver import Observer, RecoveryDriver
+from ghostserve.engine.group import Exited, WorkerGroup
+from ghostserve.engine.launch import WorkerConfig
+from ghostserve.engine.memory import EngineMemory
+from ghostserve.engine.modelspec import ModelSpec
+from ghostserve.engine.scheduler import Request, Scheduler
+from ghostserve.engine.serving import LoggedStep, Serving
+from ghostserve.errors import GhostServeError, RequestError
+from ghostserve.parity.budget import ParityBudget
+from ghostserve.recovery import events as ev
+from ghostserve.recovery.machine import MachineSettings, Phase, RecoveryMachine
+from ghostserve.sampling import TokenOutput
+from ghostserve.status import EngineStatus, RankStatus, StandbyStatus
+
+__all__ = ["Coordinator", "Options", "Sink"]
+
+Sink = Callable[[TokenOutput | GhostServeError], None]
+"""Takes a request's tokens, or the error that ended it. Called on the coordinator's thread: must not block."""
+
+log = logging.getLogger("ghostserve.engine")
+
+_TICK = 0.25
+
+
+@dataclass(frozen=True)
+class Options:
+    """What tests, the demo and benchmarks ask for beyond the settings."""
+
+    observer: Observer = lambda name, details: None
+    record: bool = False
+    """Keep every step plan, so that the same schedule can be run again undisturbed."""
+    skip_rebuild: bool = False
+    """Sabotage: newcomers keep their poisoned KV. For the proof that a comparison can fail."""
+
+
+@dataclass(frozen=True)
+class _Submit:
+    request: Request
+    sink: Sink
+
+
+@dataclass(frozen=True)
+class _Abort:
+    request_id: str
+
+
+class Coordinator(threading.Thread):
+    """Start it, `submit` requests, `stop` it. All state belongs to its thread; other threads use the inbox."""
+
+    def __init__(self, config: EngineConfig, spec: ModelSpec, options: Options | None = None) -> None:
+        """Takes shared memory; raises `MemoryBudgetError` or `ConfigError` before anything is started."""
+        super().__init__(name="coordinator", daemon=True)
+        self.config = config
+        self.spec = spec
+        self._options = options or Options()
+        self._inbox: queue.SimpleQueue[_Submit | _Abort] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._serving_once = threading.Event()
+        self._sinks: dict[str, Sink] = {}
+        self._memory = EngineMemory(config, spec)
+        store = self._memory.store
+        self._group = WorkerGroup(
+            WorkerConfig(
+                spec=spec,
+                parity=config.parity,
+                arena_fds=tuple(arena.fd for arena in self._memory.arenas),
+                store_fd=store.region.fd if store is not None else None,
+                num_parity_blocks=self._memory.num_parity_blocks,
+                threads=WorkerConfig.threads_for(spec.tensor_parallel_size),
+                skip_rebuild=self._options.skip_rebuild,
+            )
+        )
+        self.serving = self._make_serving()
+        machine = RecoveryMachine(
+            MachineSettings(
+                world_size=spec.tensor_parallel_size,
+                standbys=config.standbys,
+                phase_deadline=config.phase_deadline,
+                max_attempts=config.max_recovery_attempts,
+            )
+        )
+        self._driver = RecoveryDriver(
+            machine, self._group, self._memory, self.serving, self._options.observer
+        )
+        self._running_step: int | None = None
+        self._step_due = 0.0
+        self._counts: Counter[str] = Counter()
+        self._status = self._snapshot()
+
+    # ---- for other threads
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Queue a request; raises `RequestError` (503) when too many wait, `GhostServeError` when the engine is dead."""
+        if self._driver.failure is not None:
+            raise self._driver.failure
+        if self._stopping.is_set():
+            raise RequestError("the server is shutting down", status=503)
+        waiting = len(self._sinks) + self._inbox.qsize()
+        if waiting >= self.config.max_queue + self.config.max_num_seqs:
+            raise RequestError(
+                f"{waiting} requests are in the engine, at most that many are taken", status=503
+            )
+        self._inbox.put(_Submit(request, sink))
+        self._group.wake()
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request and free its blocks; unknown ones are ignored."""
+        self._inbox.put(_Abort(request_id))
+        self._group.wake()
+
+    def wait_started(self, timeout: float) -> None:
+        """Wait until the first group serves. Raises `GhostServeError` if it fails or takes longer than `timeout`."""
+        if not self._serving_once.wait(timeout):
+            raise GhostServeError(f"the workers did not start within {timeout:.0f} s")
+        if self.failure is not None:
+            raise self.failure
+
+    def stop(self) -> None:
+        """End workers and thread, fail what is still running; returns when all is given back. Idempotent."""
+        self._stopping.set()
+        if self.is_alive():
+            self._group.wake()
+            self.join()
+
+    def status(self) -> EngineStatus:
+        """The latest snapshot."""
+        return self._status
+
+    @property
+    def failure(self) -> GhostServeError | None:
+        """Why the engine is dead for good, or None."""
+        return self._driver.failure
+
+    @property
+    def recording(self) -> list[LoggedStep]:
+        """Every step that counted, in order; read it when the engine is idle or stopped."""
+        return self.serving.recording or []
+
+    # ---- the thread
+
+    def run(self) -> None:
+        try:
+            self._driver.start()
+            while not self._stopping.is_set() and self.failure is None:
+                self._turn()
+        except (
+            Exception
+        ) as error:  # the thread's last line of defence: nobody may wait for a dead coordinator
+            log.exception("the coordinator failed")
+            self._driver.failure = GhostServeError(f"the coordinator failed: {error!r}")
+        finally:
+            self._finish()
+
+    def _turn(self) -> None:
+        for worker, message in self._group.poll(self._timeout()):
+            self._hear(worker, message)
+        while not self._inbox.empty():
+            self._take(self._inbox.get())
+        self._watch()
+        self._send_next()
+        self._status = self._snapshot()
+
+    def _timeout(self) -> float:
+        return 0.0 if not self._inbox.empty() else _TICK
+
+    def _hear(self, worker: int, message: msg.FromWorker | Exited) -> None:
+        epoch = self._driver.machine.epoch
+        match message:
+            case msg.StepDone(said, step, sampled):
+                if said == epoch and step == self._running_step:
+                    self._step_done(step, sampled)
+            case msg.TasksDone(said, task_ids):
+                if said == epoch:
+                    self.serving.tasks_done(task_ids)
+            case _:
+                self._driver.hear(worker, message)
+                if self._driver.machine.epoch != epoch:
+                    self._running_step = None  # fenced: its answer would be refused
+
+    def _take(self, item: _Submit | _Abort) -> None:
+        match item:
+            case _Submit(request, sink):
+                self._sinks[request.request_id] = sink
+                self.serving.scheduler.add(request)
+                self._counts["prompt_tokens"] += len(request.prompt)
+            case _Abort(request_id):
+                if self._sinks.pop(request_id, None) is not None:
+                    self.serving.abort(request_id)
+                    self._counts["aborted_requests"] += 1
+
+    def _watch(self) -> None:
+        machine = self._driver.machine
+        epoch = machine.epoch
+        if (
+            self._running_step is not None
+            and time.monotonic() > self._step_due
+            and machine.phase is not Phase.PROBING
+        ):
+            self._driver.tell(ev.StepOverdue(self._running_step))
+        self._driver.tick()
+        if machine.epoch != epoch:
+            self._running_step = None
+        if machine.phase is Phase.SERVING and not self._serving_once.is_set():
+            self._serving_once.set()
+
+    def _send_next(self) -> None:
+        if self._running_step is not None:
+            return
+        phase = self._driver.machine.phase
+        if phase is Phase.REPLAYING:
+            if self._driver.replay:
+                self._send(self.serving.log[self._driver.replay[0]].plan)
+        elif phase is Phase.SERVING:
+            plan = self.serving.next_plan()
+            if plan is not None:
+                self._send(plan)
+
+    def _send(self, plan: msg.StepPlan) -> None:
+        machine = self._driver.machine
+        self._running_step = plan.step
+        self._step_due = time.monotonic() + self.config.step_deadline
+        for worker in machine.members.values():
+            self._group.send(worker, msg.RunStep(machine.epoch, plan))
+        self._options.observer("step", {"plan": plan, "replay": machine.phase is Phase.REPLAYING})
+
+    def _step_done(self, step: int, sampled: tuple[msg.Sampled, ...]) -> None:
+        self._running_step = None
+        machine = self._driver.machine
+        machine.step_finished()
+        for accepted in self.serving.step_done(step, sampled):
+            drawn = accepted.sampled
+            self._deliver(
+                accepted.request.request_id,
+                TokenOutput(drawn.token_id, drawn.logprob, drawn.top_logprobs, accepted.finish_reason),
+            )
+        if machine.phase is Phase.REPLAYING and self._driver.replay:
+            self._driver.replay.pop(0)
+            if not self._driver.replay:
+                self._driver.replayed()
+
+    def _deliver(self, request_id: str, output: TokenOutput) -> None:
+        self._counts["generation_tokens"] += 1
+        sink = self._sinks.get(request_id)
+        if output.finish_reason is not None:
+            self._sinks.pop(request_id, None)
+            self._counts["finished_requests"] += 1
+        if sink is not None:
+            sink(output)
+
+    def _finish(self) -> None:
+        failure = self._driver.failure
+        error = failure or RequestError("the server is shutting down", status=503)
+        while not self._inbox.empty():
+            item = self._inbox.get()
+            if isinstance(item, _Submit):
+                item.sink(error)
+        for sink in self._sinks.values():
+            sink(error)
+        self._sinks.clear()
+        self._group.close()
+        self._status = self._snapshot()
+        self._memory.close()
+        self._serving_once.set()
+
+    # ---- building and reporting
+
+    def _make_serving(self) -> Serving:
+        config, spec = self.config, self.spec
+        blocks = BlockManager(spec.num_blocks, spec.block_size)
+        scheduler = Scheduler(
+            blocks, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
+        )
+        ledger = CheckpointLedger(
+            spec.tensor_parallel_size,
+            flush_tokens=config.flush_tokens,
+            max_unprotected_tokens=config.max_unprotected_tokens,
+            encoder="striped" if config.encoder == "striped" else "round_robin",
+        )
+        ledger.begin(0)
+        ledger.due(0)  # before the first step everything is committed
+        budget = None
+        if self._memory.store is not None:
+            budget = ParityBudget(self._memory.num_parity_blocks, spec.num_blocks)
+        return Serving(
+            scheduler=scheduler,
+            blocks=blocks,
+            ledger=ledger,
+            budget=budget,
+            shard_map=spec.shard_map,
+            max_lag=64 + config.flush_tokens,
+            recording=[] if self._options.record else None,
+        )
+
+    def _snapshot(self) -> EngineStatus:
+        machine, serving, driver = self._driver.machine, self.serving, self._driver
+        geometry = self._memory.store.geometry if self._memory.store is not None else None
+        ranks = []
+        for rank in range(self.spec.tensor_parallel_size):
+            worker = machine.members.get(rank)
+            alive = worker is not None and self._group.alive(worker)
+            state = ("up" if driver.serving_now else "recovering") if alive else "lost"
+            ranks.append(
+                RankStatus(rank, self._group.pid(worker) if alive and worker is not None else 0, state)
+            )
+        standbys = [
+            StandbyStatus(self._group.pid(w), "ready") for w in machine.standbys if self._group.alive(w)
+        ]
+        standbys += [
+            StandbyStatus(self._group.pid(w), "starting") for w in machine.starting if self._group.alive(w)
+        ]
+        protected = serving.budget.protected_tokens if serving.budget is not None else 0
+        total = sum(r.num_computed for r in serving.scheduler.running)
+        return EngineStatus(
+            state="failed"
+            if driver.failure is not None
+            else "serving"
+            if driver.serving_now
+            else "recovering",
+            epoch=machine.epoch,
+            step=serving.step,
+            watermark=serving.ledger.watermark,
+            ranks=ranks,
+            standbys=standbys,
+            parity=self.config.parity,
+            parity_bytes=geometry.payload_bytes if geometry is not None else 0,
+            protected_tokens=protected,
+            unprotected_tokens=max(0, total - protected),
+            num_running=len(serving.scheduler.running),
+            num_waiting=len(serving.scheduler.waiting),
+            kv_cache_usage=serving.blocks.usage,
+            recoveries=list(driver.records),
+            counters={
+                **{name: float(value) for name, value in self._counts.items()},
+                "preemptions": float(serving.preemptions),
+                "replay_mismatches": float(serving.replay_mismatches),
+            },
+        )

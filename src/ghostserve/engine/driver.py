@@ -1,0 +1,240 @@
+"""The recovery driver: turns what workers say into the machine's events, and its commands into processes and messages."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+from ghostserve.engine import messages as msg
+from ghostserve.engine.communicator import host_rendezvous
+from ghostserve.engine.group import Exited, WorkerGroup
+from ghostserve.engine.memory import EngineMemory
+from ghostserve.engine.scheduler import Request
+from ghostserve.engine.serving import Serving
+from ghostserve.errors import GhostServeError
+from ghostserve.recovery import events as ev
+from ghostserve.recovery.machine import Phase, RecoveryMachine
+from ghostserve.recovery.planner import RecoveryPlan, plan_recovery
+from ghostserve.status import RecoveryRecord
+
+__all__ = ["Observer", "RecoveryDriver"]
+
+Observer = Callable[[str, dict[str, object]], None]
+"""Told of what happens, by name: for the demo's picture and for tests that strike at a chosen moment."""
+
+log = logging.getLogger("ghostserve.recovery")
+
+
+class RecoveryDriver:
+    """Owns the machine. `replay` holds the steps that a recovery runs again; the coordinator sends them one by one."""
+
+    def __init__(
+        self,
+        machine: RecoveryMachine,
+        group: WorkerGroup,
+        memory: EngineMemory,
+        serving: Serving,
+        observer: Observer,
+    ) -> None:
+        self.machine = machine
+        self.replay: list[int] = []
+        self.records: list[RecoveryRecord] = []
+        self.failure: GhostServeError | None = None
+        self.ready: set[int] = set()
+        self._group = group
+        self._memory = memory
+        self._serving = serving
+        self._observer = observer
+        self._rendezvous: dist.TCPStore | None = None
+        self._plan: RecoveryPlan | None = None
+        self._reset_counts()
+
+    # ---- in
+
+    def start(self) -> None:
+        self._carry_out(self.machine.start(time.monotonic()))
+
+    def tick(self) -> None:
+        self.tell(ev.Tick())
+
+    def tell(self, event: ev.Event) -> None:
+        """Hand the machine an event and do what it says."""
+        before = self.machine.phase
+        commands = self.machine.handle(event, time.monotonic())
+        if self.machine.phase is not before:
+            self._observer("phase", {"phase": str(self.machine.phase), "epoch": self.machine.epoch})
+        self._carry_out(commands)
+
+    def hear(self, worker: int, message: msg.FromWorker | Exited) -> None:
+        """What a worker said about itself or the group (steps and flushes are the coordinator's)."""
+        epoch = self.machine.epoch
+        match message:
+            case Exited():
+                self.tell(ev.WorkerLost(worker, str(message)))
+            case msg.WorkerFailed(said, True, error):
+                self.tell(ev.CommunicatorBroke(worker, said, error))
+            case msg.WorkerFailed(_, False, error):
+                self.tell(ev.WorkerLost(worker, error))
+            case msg.Hello():
+                self.ready.add(worker)
+                self.tell(ev.WorkerReady(worker))
+            case msg.Loaded(rank, _):
+                self.tell(ev.Loaded(worker, rank))
+            case msg.Joined(said):
+                self.tell(ev.Joined(worker, said))
+            case msg.Released(said):
+                self.tell(ev.Released(worker, said))
+            case msg.Pong(_, waiting):
+                self.tell(ev.Probed(worker, waiting))
+            case msg.RebuildDone() if message.epoch == epoch:
+                self._rebuilt(worker, message)
+            case _:
+                log.debug("worker %d: %s of an older epoch dropped", worker, type(message).__name__)
+
+    def replayed(self) -> None:
+        """The last step to be replayed was answered."""
+        self.tell(ev.Replayed(self.machine.epoch))
+
+    # ---- out
+
+    def _carry_out(self, commands: list[ev.Command]) -> None:
+        for command in commands:
+            match command:
+                case ev.Kill(worker, reason):
+                    log.warning("worker %d is out: %s", worker, reason)
+                    self._observer("lost", {"worker": worker, "reason": reason})
+                    self._group.kill(worker)
+                case ev.Spawn(cold):
+                    worker = self._group.spawn()
+                    self.machine.spawned(worker)
+                    self._observer("spawn", {"worker": worker, "pid": self._group.pid(worker), "cold": cold})
+                case ev.Release(worker, epoch):
+                    self._fence(epoch)
+                    self._group.send(worker, msg.Release(epoch))
+                case ev.Wipe(rank):
+                    self._bytes_lost += self._wipe(rank)
+                case ev.Load(worker, rank):
+                    self._group.send(worker, msg.Load(rank))
+                case ev.Join(epoch, members):
+                    self._fence(epoch)
+                    self._rendezvous = host_rendezvous()
+                    for worker in members:
+                        self._group.send(worker, msg.Join(epoch, self._rendezvous.port))
+                case ev.Rebuild(epoch, lost_ranks, targets):
+                    self._rebuild(epoch, lost_ranks, targets)
+                case ev.Replay():
+                    self._start_replay()
+                case ev.Resume(epoch, timeline):
+                    self._resume(epoch, timeline)
+                case ev.Probe(worker):
+                    self._group.send(worker, msg.Ping(worker))
+                case ev.GiveUp(reason):
+                    log.error("the engine gives up: %s", reason)
+                    self.failure = GhostServeError(f"the engine has failed: {reason}")
+
+    def _fence(self, epoch: int) -> None:
+        """From here on nothing of an older epoch is accepted: no parity write, no answer, no rendezvous."""
+        self._rendezvous = None  # whoever still waits in the old one raises
+        self._plan = None
+        self.replay = []
+        store = self._memory.store
+        if store is not None and store.epoch < epoch:
+            store.advance(epoch)
+
+    def _wipe(self, rank: int) -> int:
+        live = [r for state in self._serving.kv_states(self._memory.count_missing) for r in state.ranges]
+        lost = self._memory.wipe(rank, live)
+        self._observer("wiped", {"rank": rank, "bytes": lost})
+        return lost
+
+    def _rebuild(self, epoch: int, lost_ranks: tuple[int, ...], targets: tuple[tuple[int, int], ...]) -> None:
+        self._make_plan(lost_ranks)
+        assert self._plan is not None
+        for worker, _ in targets:
+            self._group.send(worker, msg.Rebuild(epoch, lost_ranks, self._plan.rebuild))
+
+    def _make_plan(self, lost_ranks: tuple[int, ...]) -> None:
+        serving, memory = self._serving, self._memory
+        serving.roll_back(memory.is_committed)
+        plan = plan_recovery(
+            serving.kv_states(memory.count_missing),
+            steps_after_watermark=serving.steps_after_watermark(),
+            lost_ranks=lost_ranks,
+            shard_map=serving.shard_map,
+            parity=memory.code.k if memory.code is not None else 0,
+        )
+        for reason in plan.reasons:
+            log.info("plan: %s", reason)
+        self._plan = plan
+        if plan.start_over:
+            self._note_recomputed(serving.start_over(), plan.reasons[0])
+        else:
+            for request_id, reason in plan.recompute.items():
+                self._note_recomputed(serving.recompute([request_id]), reason)
+
+    def _rebuilt(self, worker: int, done: msg.RebuildDone) -> None:
+        self._bytes_rebuilt += done.bytes_rebuilt + done.bytes_copied
+        self._bytes_read += done.bytes_read
+        for failed, reason in zip(done.failed, done.reasons, strict=False):
+            log.warning(
+                "rank %d, block %d, slots %d..%d: %s",
+                done.rank,
+                failed.block,
+                failed.start,
+                failed.stop,
+                reason,
+            )
+        if done.failed:
+            ids = sorted(self._serving.owners(done.failed))
+            self._note_recomputed(self._serving.recompute(ids), done.reasons[0])
+        self.tell(ev.Rebuilt(worker, done.epoch))
+
+    def _start_replay(self) -> None:
+        if self._plan is None:  # no rank lost its KV
+            self._make_plan(())
+        assert self._plan is not None
+        self.replay = list(self._plan.replay)
+        self._replayed = len(self.replay)
+        if not self.replay:
+            self.replayed()
+
+    def _resume(self, epoch: int, timeline: ev.Timeline) -> None:
+        record = RecoveryRecord(
+            epoch=epoch,
+            reason=timeline.reason,
+            lost_ranks=list(timeline.lost_ranks),
+            seconds=timeline.seconds,
+            bytes_rebuilt=self._bytes_rebuilt,
+            bytes_lost=self._bytes_lost,
+            bytes_read=self._bytes_read,
+            replayed_steps=self._replayed,
+            recomputed_requests=self._recomputed,
+            plan=list(self._plan.reasons) if self._plan is not None else [],
+            phases=[(name, at - timeline.started) for name, at in timeline.marks],
+        )
+        started = timeline.reason == "start" or timeline.reason.startswith("start;")
+        if not started:
+            self.records.append(record)
+            log.warning(
+                "recovered in %.2f s, epoch %d: %s; %d bytes rebuilt, %d steps replayed, %d requests recomputed",
+                record.seconds, epoch, record.reason, record.bytes_rebuilt, record.replayed_steps,
+                record.recomputed_requests,
+            )  # fmt: skip
+        self._reset_counts()
+        self._plan = None
+        self._observer("started" if started else "resumed", {"record": record})
+
+    def _note_recomputed(self, requests: list[Request], reason: str) -> None:
+        for request in requests:
+            log.warning("request %s is recomputed from its tokens: %s", request.request_id, reason)
+        self._recomputed += len(requests)
+
+    def _reset_counts(self) -> None:
+        self._bytes_rebuilt = self._bytes_lost = self._bytes_read = self._replayed = self._recomputed = 0
+
+    # ---- for the status
+
+    @property
+    def serving_now(self) -> bool:
+        return self.machine.phase in (Phase.SERVING, Phase.PROBING)

@@ -1,0 +1,114 @@
+"""The engine's shared memory on one node: every rank's KV arena and the parity store; made before any worker starts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ghostserve.codes import Code, make_code
+from ghostserve.engine.config import EngineConfig
+from ghostserve.engine.modelspec import ModelSpec
+from ghostserve.errors import ConfigError, MemoryBudgetError
+from ghostserve.parity.geometry import StoreGeometry
+from ghostserve.parity.limits import available_memory, format_bytes
+from ghostserve.parity.memory import SharedRegion
+from ghostserve.parity.paging import scatter
+from ghostserve.parity.ranges import SlotRange, num_slots
+from ghostserve.parity.store import ParityStore
+
+__all__ = ["EngineMemory"]
+
+_POISON = 0xFF  # NaN in every floating-point type: a slot that was not rebuilt can't pass for one
+
+
+class EngineMemory:
+    """Owned by the coordinator; workers inherit the descriptors. Raises `MemoryBudgetError` where the host is too small."""
+
+    def __init__(self, config: EngineConfig, spec: ModelSpec) -> None:
+        self.layout = spec.cache_layout
+        self.code: Code | None = make_code(config.parity, spec.shard_map.num_shards)
+        self.store: ParityStore | None = None
+        geometry = self._geometry(config, spec)
+        needed = self.layout.total_bytes * spec.tensor_parallel_size + (
+            geometry.total_bytes if geometry else 0
+        )
+        available = available_memory()
+        if needed > available:
+            raise MemoryBudgetError(
+                f"KV cache and parity need {format_bytes(needed)} of memory, {format_bytes(available)} are available:"
+                " lower kv_cache_memory or parity_memory",
+                needed=needed,
+                available=available,
+            )
+        self.arenas: list[SharedRegion] = []
+        try:
+            for rank in range(spec.tensor_parallel_size):
+                self.arenas.append(SharedRegion.create(f"ghostserve-kv-{rank}", self.layout.total_bytes))
+            if geometry is not None:
+                self.store = ParityStore.create(geometry)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def num_parity_blocks(self) -> int:
+        return self.store.geometry.num_parity_blocks if self.store is not None else 0
+
+    def is_committed(self, slots: SlotRange) -> bool:
+        return self.count_missing([slots]) == 0
+
+    def count_missing(self, ranges: Sequence[SlotRange]) -> int:
+        """Slots of `ranges` without committed parity."""
+        if self.store is None:
+            return num_slots(ranges)
+        return int((~self.store.committed_slots(ranges)).sum()) if ranges else 0
+
+    def wipe(self, rank: int, live: Sequence[SlotRange]) -> int:
+        """Lose a dead rank's KV for real: give its pages back, poison the `live` slots. Returns bytes lost.
+
+        On a GPU the memory goes with the process; here it would outlive it, and hide what recovery has to do.
+        """
+        arena = self.arenas[rank]
+        arena.punch()
+        if live:
+            scatter(
+                arena.array,
+                self.layout,
+                live,
+                np.full((num_slots(live), self.layout.slot_bytes), _POISON, np.uint8),
+            )
+        return num_slots(live) * self.layout.slot_bytes
+
+    def close(self) -> None:
+        """Give the memory back; it is gone when the last worker is. Idempotent."""
+        for arena in self.arenas:
+            arena.close()
+        if self.store is not None:
+            self.store.close()
+        self.arenas, self.store = [], None
+
+    def _geometry(self, config: EngineConfig, spec: ModelSpec) -> StoreGeometry | None:
+        if self.code is None:
+            return None
+        self.code.check_slot_bytes(self.layout.slot_bytes)
+
+        def geometry(blocks: int) -> StoreGeometry:
+            assert self.code is not None
+            return StoreGeometry(self.code.n, self.code.k, blocks, spec.block_size, self.layout.slot_bytes)
+
+        budget = config.parity_memory
+        whole = geometry(spec.num_blocks)
+        if budget is None or whole.total_bytes <= budget:
+            return whole
+        least = geometry(1)
+        if budget < least.total_bytes:
+            raise ConfigError(
+                f"parity_memory {budget} can't hold the parity of one block ({least.total_bytes} bytes);"
+                " raise it, or choose --parity none"
+            )
+        per_block = (
+            geometry(2).payload_bytes + geometry(2).record_bytes - least.payload_bytes - least.record_bytes
+        )
+        fits = max(1, (budget - least.payload_offset) // per_block)
+        while geometry(fits).total_bytes > budget:
+            fits -= 1
+        return geometry(fits)

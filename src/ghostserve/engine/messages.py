@@ -1,0 +1,167 @@
+"""What coordinator and workers say to each other: msgspec structs, tagged, over one socket a worker.
+
+Every message that belongs to a membership of the group carries its epoch; the receiver drops what is of another.
+"""
+
+import msgspec
+
+from ghostserve.checkpoint.tasks import FlushTask
+from ghostserve.parity.ranges import SlotRange
+
+__all__ = [
+    "Draw",
+    "FromWorker",
+    "Hello",
+    "Join",
+    "Load",
+    "Loaded",
+    "Ping",
+    "Pong",
+    "Rebuild",
+    "RebuildDone",
+    "Release",
+    "Released",
+    "RunStep",
+    "Sampled",
+    "SequencePart",
+    "Shutdown",
+    "StepDone",
+    "StepPlan",
+    "TasksDone",
+    "ToWorker",
+    "WorkerFailed",
+    "Joined",
+]
+
+
+class Draw(msgspec.Struct, frozen=True, array_like=True):
+    """How to choose the next token of one sequence; `counter` numbers the draws of the request."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    counter: int
+    logprobs: int | None
+
+
+class SequencePart(msgspec.Struct, frozen=True, array_like=True):
+    """One request's share of a step: `token_ids` at positions `start`.., stored in the slots of `blocks`."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    start: int
+    blocks: tuple[int, ...]
+    draw: Draw | None  # None: a prefill chunk that is not the prompt's last
+
+
+class StepPlan(msgspec.Struct, frozen=True, array_like=True):
+    """All that one step needs. Running it again on the same KV gives the same bits: that is replay."""
+
+    step: int
+    parts: tuple[SequencePart, ...]
+    flush: tuple[FlushTask, ...] = ()
+
+
+class Sampled(msgspec.Struct, frozen=True, array_like=True):
+    """The token drawn for one part of a step, with logprobs where they were asked for."""
+
+    request_id: str
+    token_id: int
+    logprob: float | None
+    top_logprobs: tuple[tuple[int, float], ...]
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    rank: int
+
+
+class Join(msgspec.Struct, frozen=True, tag=True):
+    epoch: int
+    store_port: int
+
+
+class RunStep(msgspec.Struct, frozen=True, tag=True):
+    epoch: int
+    plan: StepPlan
+
+
+class Release(msgspec.Struct, frozen=True, tag=True):
+    epoch: int
+
+
+class Rebuild(msgspec.Struct, frozen=True, tag=True):
+    epoch: int
+    lost_ranks: tuple[int, ...]
+    ranges: tuple[SlotRange, ...]
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    token: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+ToWorker = Load | Join | RunStep | Release | Rebuild | Ping | Shutdown
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """The imports are done: the worker can take a rank."""
+
+    pid: int
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    rank: int
+    weight_bytes: int
+
+
+class Joined(msgspec.Struct, frozen=True, tag=True):
+    epoch: int
+
+
+class StepDone(msgspec.Struct, frozen=True, tag=True):
+    epoch: int
+    step: int
+    sampled: tuple[Sampled, ...]
+
+
+class TasksDone(msgspec.Struct, frozen=True, tag=True):
+    epoch: int
+    task_ids: tuple[int, ...]
+
+
+class Released(msgspec.Struct, frozen=True, tag=True):
+    epoch: int
+
+
+class RebuildDone(msgspec.Struct, frozen=True, tag=True):
+    epoch: int
+    rank: int
+    slots: int
+    bytes_rebuilt: int
+    bytes_copied: int
+    bytes_read: int
+    failed: tuple[SlotRange, ...]
+    corrected: tuple[SlotRange, ...]
+    reasons: tuple[str, ...]
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """Answered by a thread of its own, so that a worker that waits in a collective still answers."""
+
+    token: int
+    in_collective: bool
+
+
+class WorkerFailed(msgspec.Struct, frozen=True, tag=True):
+    """`peer` says that the communicator broke (somebody else's fault), else the worker itself is broken."""
+
+    epoch: int
+    peer: bool
+    error: str
+
+
+FromWorker = Hello | Loaded | Joined | StepDone | TasksDone | Released | RebuildDone | Pong | WorkerFailed

@@ -1,0 +1,216 @@
+"""What the engine must know of a checkpoint before it starts a worker, and why it refuses one."""
+
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from ghostserve.engine.config import EngineConfig
+from ghostserve.errors import CheckpointError, ConfigError, UnsupportedModelError
+from ghostserve.parity.geometry import CacheLayout, ShardMap
+
+__all__ = ["ModelSpec", "inspect_checkpoint", "weight_files"]
+
+SHARDED = {"colwise": "colwise", "rowwise": "rowwise"}
+WHOLE = {"embedding_rowwise", "replicated_with_grad_allreduce"}
+_REFUSED_SETTINGS = {
+    "num_experts": "a mixture of experts",
+    "num_local_experts": "a mixture of experts",
+    "n_routed_experts": "a mixture of experts",
+    "kv_lora_rank": "multi-head latent attention",
+    "attention_chunk_size": "chunked attention",
+    "num_kv_shared_layers": "layers that share their KV cache",
+}
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Shapes of the model and of the paged cache; the same on every rank."""
+
+    path: str
+    model_type: str
+    tensor_parallel_size: int
+    dtype: str
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    block_size: int
+    num_blocks: int
+
+    @property
+    def shard_map(self) -> ShardMap:
+        return ShardMap.for_kv_heads(self.tensor_parallel_size, self.num_kv_heads)
+
+    @property
+    def kv_heads_per_rank(self) -> int:
+        return max(1, self.num_kv_heads // self.tensor_parallel_size)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
+    def cache_layout(self) -> CacheLayout:
+        row = self.kv_heads_per_rank * self.head_dim * self.torch_dtype.itemsize
+        return CacheLayout.layered(self.num_layers, self.num_blocks, self.block_size, row)
+
+
+def inspect_checkpoint(config: EngineConfig) -> ModelSpec:
+    """Read and check a transformers checkpoint folder against the settings.
+
+    Raises `CheckpointError` (missing, half-written, unknown), `UnsupportedModelError` (needs what the engine does not
+    do) or `ConfigError` (settings that do not fit the model).
+    """
+    folder = Path(config.model)
+    hf = _read_config(folder)
+    _check_supported(hf)
+    tp = config.tensor_parallel_size
+    heads = hf.num_attention_heads
+    kv_heads = getattr(hf, "num_key_value_heads", None) or heads
+    if heads % tp:
+        raise ConfigError(
+            f"tensor_parallel_size {tp} does not divide the {heads} attention heads of {folder}"
+        )
+    ShardMap.for_kv_heads(tp, kv_heads)
+    check_weights(folder)
+    limit = getattr(hf, "max_position_embeddings", None) or 2048
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len {config.max_model_len} exceeds the model's max_position_embeddings {limit}"
+        )
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = str(getattr(hf, "dtype", None) or torch.float32).removeprefix("torch.")
+    spec = ModelSpec(
+        path=str(folder),
+        model_type=hf.model_type,
+        tensor_parallel_size=tp,
+        dtype=dtype,
+        num_layers=hf.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // heads,
+        vocab_size=hf.vocab_size,
+        max_model_len=config.max_model_len or limit,
+        eos_token_ids=_eos(folder, hf),
+        block_size=config.block_size,
+        num_blocks=1,
+    )
+    per_block = spec.cache_layout.slot_bytes * config.block_size * tp
+    num_blocks = config.kv_cache_memory // per_block
+    max_len = config.max_model_len or min(limit, max(2, num_blocks * config.block_size))
+    needed = -(-max_len // config.block_size)
+    if num_blocks < needed:
+        raise ConfigError(
+            f"kv_cache_memory {config.kv_cache_memory} holds {num_blocks} blocks; one sequence of max_model_len"
+            f" {max_len} needs {needed} ({needed * per_block} bytes): raise the one or lower the other"
+        )
+    # No more blocks than all running sequences can ever fill.
+    num_blocks = min(num_blocks, needed * config.max_num_seqs)
+    return msgspec.structs.replace(spec, num_blocks=num_blocks, max_model_len=max_len)
+
+
+def _read_config(folder: Path) -> Any:
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint {str(folder)!r} is not a folder (nor a .gguf file)")
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder} has no config.json: not a transformers checkpoint, or half-written")
+    try:
+        raw = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file} can't be read: {error}") from error
+    if not isinstance(raw, dict) or "model_type" not in raw:
+        raise CheckpointError(f"{file} names no model_type: not a transformers checkpoint")
+    try:
+        hf = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise CheckpointError(f"{file}: model_type {raw['model_type']!r} can't be used: {error}") from error
+    return hf
+
+
+def _check_supported(hf: Any) -> None:
+    kind = hf.model_type
+    if type(hf) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedModelError(
+            f"model_type {kind!r} is no decoder that transformers can generate text with"
+        )
+    plan = getattr(hf, "base_model_tp_plan", None)
+    if not plan:
+        raise UnsupportedModelError(f"model_type {kind!r} has no tensor-parallel plan (base_model_tp_plan)")
+    odd = {name: style for name, style in plan.items() if style not in SHARDED and style not in WHOLE}
+    if odd:
+        name, style = next(iter(odd.items()))
+        raise UnsupportedModelError(
+            f"model_type {kind!r} needs tensor-parallel style {style!r} for {name!r}; supported:"
+            f" {', '.join(sorted([*SHARDED, *WHOLE]))}"
+        )
+    for setting, meaning in _REFUSED_SETTINGS.items():
+        if getattr(hf, setting, None):
+            raise UnsupportedModelError(
+                f"model_type {kind!r} uses {meaning} ({setting}), which is not supported"
+            )
+    types = set(getattr(hf, "layer_types", None) or ()) - _LAYER_TYPES
+    if types:
+        raise UnsupportedModelError(
+            f"model_type {kind!r} has layers of type {', '.join(sorted(types))}; supported: {sorted(_LAYER_TYPES)}"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, each once. Raises `CheckpointError` where one is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{index} is damaged: {error}") from error
+        files = [folder / name for name in names]
+    else:
+        files = [folder / "model.safetensors"]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{folder} has no {file.name}: weights are missing (safetensors only)")
+    return files
+
+
+def check_weights(folder: Path) -> None:
+    """Open every weight file; a truncated one is found here, before any worker starts."""
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is damaged or half-written: {error}") from error
+
+
+def _eos(folder: Path, hf: Any) -> tuple[int, ...]:
+    found: set[int] = set()
+    file = folder / "generation_config.json"
+    sources = [getattr(hf, "eos_token_id", None)]
+    if file.is_file():
+        sources.append(json.loads(file.read_text()).get("eos_token_id"))
+    for source in sources:
+        if source is not None:
+            found.update(source if isinstance(source, list) else [source])
+    return tuple(sorted(found))
+
+
+def plan_style(plan: dict[str, str], name: str) -> str | None:
+    """The style that a plan of patterns like `layers.*.mlp.up_proj` gives the module `name`."""
+    for pattern, style in plan.items():
+        if fnmatch(name, pattern):
+            return style
+    return None

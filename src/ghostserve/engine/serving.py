@@ -1,0 +1,220 @@
+"""The coordinator's bookkeeping of serving: from requests to step plans, flushes, the watermark and the step log.
+
+Without I/O and without a clock: the coordinator says what was answered, this says what comes next.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ghostserve.checkpoint.ledger import CheckpointLedger
+from ghostserve.engine.blocks import BlockManager
+from ghostserve.engine.messages import Sampled, SequencePart, StepPlan
+from ghostserve.engine.scheduler import Request, Scheduler
+from ghostserve.parity.budget import ParityBudget
+from ghostserve.parity.geometry import ShardMap
+from ghostserve.parity.ranges import SlotRange
+from ghostserve.recovery.planner import KVState
+
+__all__ = ["Accepted", "LoggedStep", "Serving"]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A token that went to a request, and why it was the last one (if it was)."""
+
+    request: Request
+    sampled: Sampled
+    finish_reason: str | None
+
+
+@dataclass
+class LoggedStep:
+    """One entry of the step log; `accepted` request -> what was drawn and delivered, None until answered."""
+
+    plan: StepPlan
+    accepted: dict[str, Sampled] | None = None
+
+
+@dataclass
+class Serving:
+    """One engine's requests and their KV. `budget` None: no parity is kept (`--parity none`)."""
+
+    scheduler: Scheduler
+    blocks: BlockManager
+    ledger: CheckpointLedger
+    budget: ParityBudget | None
+    shard_map: ShardMap
+    max_lag: int = 64
+    """Steps that the watermark may stay behind before the next step waits for flushes."""
+    step: int = 0
+    log: dict[int, LoggedStep] = field(default_factory=dict)
+    recording: list[LoggedStep] | None = None
+    replay_mismatches: int = 0
+    preemptions: int = 0
+
+    # ---- steps
+
+    def next_plan(self) -> StepPlan | None:
+        """The next step, or None if nothing can run now (no request, no block, or flushes are too far behind)."""
+        if self.step - self.ledger.watermark > self.max_lag:
+            return None
+        step = self.step + 1
+        parts = self.scheduler.schedule(step)
+        for request in self.scheduler.preempted:
+            self._forget(request)
+        self.preemptions += len(self.scheduler.preempted)
+        self.scheduler.preempted.clear()
+        self._settle()
+        if not parts:
+            return None
+        self.step = step
+        self.ledger.begin(step)
+        for part in parts:
+            self._protect(step, part)
+        tasks = self.ledger.due(step)
+        entry = LoggedStep(StepPlan(step, tuple(parts), tuple(tasks)))
+        self.log[step] = entry
+        if self.recording is not None:
+            self.recording.append(entry)
+        return entry.plan
+
+    def step_done(self, step: int, sampled: Sequence[Sampled]) -> list[Accepted]:
+        """Rank 0 has answered a step: the tokens that are new. A replayed step gives none, and must repeat itself."""
+        entry = self.log[step]
+        if entry.accepted is not None:
+            for again in sampled:
+                before = entry.accepted.get(again.request_id)
+                if before is not None and before != again:
+                    self.replay_mismatches += 1
+            return []
+        entry.accepted = {}
+        new: list[Accepted] = []
+        for drawn in sampled:
+            result = self.scheduler.accept(drawn)
+            if result is None:
+                continue
+            entry.accepted[drawn.request_id] = drawn
+            request, reason = result
+            if reason is not None:
+                self._forget(request)
+            new.append(Accepted(request, drawn, reason))
+        self._settle()
+        return new
+
+    def tasks_done(self, task_ids: Sequence[int]) -> None:
+        """Flushes are committed: the watermark may go on."""
+        for task_id in task_ids:
+            self.ledger.acked(task_id)
+        self._settle()
+
+    def abort(self, request_id: str) -> Request | None:
+        """The client is gone: drop the request; its blocks become free when nothing uses them any more."""
+        request = self.scheduler.requests.get(request_id)
+        if request is not None:
+            self.scheduler.remove(request)
+            self._forget(request)
+            self._settle()
+        return request
+
+    # ---- recovery
+
+    def roll_back(self, is_committed: Callable[[SlotRange], bool]) -> int:
+        """Count the flushes whose answer was lost; returns the watermark to recover to."""
+        self.ledger.settle(is_committed)
+        self._settle()
+        return self.ledger.watermark
+
+    def kv_states(self, count_missing: Callable[[Sequence[SlotRange]], int]) -> list[KVState]:
+        """The KV of each live request as the steps up to the watermark left it."""
+        later: dict[str, int] = {}
+        for entry in self.log.values():
+            for part in entry.plan.parts:
+                request = self.scheduler.requests.get(part.request_id)
+                # A part from before the request was sent back to the queue speaks of other blocks.
+                if request is not None and request.blocks[:1] == list(part.blocks[:1]):
+                    later.setdefault(part.request_id, part.start)
+        states = []
+        for request in self.scheduler.running:
+            tokens = min(later.get(request.request_id, request.num_computed), request.num_computed)
+            ranges, missing = [], 0
+            for r in self._ranges(request, 0, tokens):
+                if r.parity_block < 0:
+                    missing += r.num_slots
+                else:
+                    ranges.append(r)
+            states.append(KVState(request.request_id, tuple(ranges), missing + count_missing(ranges)))
+        return states
+
+    def steps_after_watermark(self) -> list[int]:
+        """Steps to replay, in order."""
+        return sorted(self.log)
+
+    def owners(self, ranges: Sequence[SlotRange]) -> set[str]:
+        """The requests that own any of these slots."""
+        blocks = {r.block for r in ranges}
+        return {r.request_id for r in self.scheduler.running if blocks & set(r.blocks)}
+
+    def recompute(self, request_ids: Sequence[str]) -> list[Request]:
+        """Send these requests back to the queue, to be computed from their tokens."""
+        restarted = []
+        for request_id in request_ids:
+            request = self.scheduler.requests.get(request_id)
+            if request is not None and request in self.scheduler.running:
+                self.scheduler.restart(request)
+                self._forget(request)
+                restarted.append(request)
+        return restarted
+
+    def start_over(self) -> list[Request]:
+        """Nothing can be rebuilt: forget the step log, recompute everything that had KV."""
+        restarted = self.recompute([r.request_id for r in reversed(self.scheduler.running)])
+        if self.recording is not None:
+            unanswered = {step for step, entry in self.log.items() if entry.accepted is None}
+            self.recording = [e for e in self.recording if e.plan.step not in unanswered]
+        self.log.clear()
+        self.ledger.reset()
+        self._settle()
+        return restarted
+
+    # ---- inside
+
+    def _protect(self, step: int, part: SequencePart) -> None:
+        if self.budget is None:
+            return
+        request = self.scheduler.requests[part.request_id]
+        stop = part.start + len(part.token_ids)
+        assignment = self.budget.assign(part.request_id, request.blocks, stop, step)
+        for gone in assignment.pushed_out:
+            self.ledger.drop(gone)
+        if assignment.protected:
+            start = 0 if assignment.gained else part.start
+            ranges = self._ranges(request, start, stop)
+            self.ledger.wrote(step, part.request_id, ranges, prefill=stop - start > 1)
+
+    def _ranges(self, request: Request, start: int, stop: int) -> list[SlotRange]:
+        """The slots of tokens `start..stop-1`; parity_block -1 where there is none."""
+        size = self.blocks.block_size
+        ranges = []
+        for index in range(start // size, self.blocks.needed(stop)):
+            block = request.blocks[index]
+            place = self.budget.parity_block(block) if self.budget is not None else None
+            first, last = max(start - index * size, 0), min(stop - index * size, size)
+            generation = self.blocks.generation(block)
+            ranges.append(SlotRange(block, generation, -1 if place is None else place, first, last))
+        return ranges
+
+    def _forget(self, request: Request) -> None:
+        """The request's KV is not needed any more: nothing new of it is flushed."""
+        self.ledger.drop(request.request_id)
+        if self.budget is not None:
+            self.budget.release(request.request_id, self.step)
+
+    def _settle(self) -> None:
+        """Whatever the watermark has passed is over: log entries, resting blocks, parity blocks."""
+        watermark = self.ledger.watermark
+        for step in [s for s, entry in self.log.items() if s <= watermark and entry.accepted is not None]:
+            del self.log[step]
+        done = min([watermark, *(s - 1 for s in self.log)])
+        self.blocks.reclaim(done)
+        if self.budget is not None:
+            self.budget.reclaim(done)

@@ -1,0 +1,233 @@
+"""A worker process: one tensor-parallel rank, or a standby that waits to become one.
+
+    python -m ghostserve.engine.worker CHANNEL_FD CONFIG_FD PARENT_PID
+
+Three threads: this one runs steps and everything else that touches the model, a receiver takes messages (so that a
+worker that waits in a collective still answers a ping), and the checkpointer flushes in the shadow.
+"""
+
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+
+import msgspec
+import torch
+
+from ghostserve.checkpoint.checkpointer import Checkpointer
+from ghostserve.checkpoint.tasks import FlushTask
+from ghostserve.codes import make_backend, make_code
+from ghostserve.engine import messages as msg
+from ghostserve.engine.channel import Channel, ChannelClosedError
+from ghostserve.engine.communicator import Communicator, CommunicatorError
+from ghostserve.engine.failpoints import Failpoints
+from ghostserve.engine.launch import WorkerConfig
+from ghostserve.engine.model import ShardedModel
+from ghostserve.engine.runner import StepRunner
+from ghostserve.parity.geometry import StoreGeometry
+from ghostserve.parity.memory import SharedRegion
+from ghostserve.parity.store import ParityStore
+from ghostserve.recovery.rebuild import rebuild
+
+__all__ = ["Worker", "main"]
+
+_PR_SET_PDEATHSIG = 1
+_DRAIN_SECONDS = 30.0
+
+
+class Worker:
+    """Stateless about requests: between two messages it knows its rank, its epoch and its part of the weights."""
+
+    def __init__(self, config: WorkerConfig, channel: Channel[msg.ToWorker]) -> None:
+        self._config = config
+        self._channel = channel
+        self._inbox: queue.SimpleQueue[msg.ToWorker | None] = queue.SimpleQueue()
+        self._failpoints = Failpoints.from_environment()
+        self._rank = -1
+        self._epoch = 0
+        spec = config.spec
+        torch.set_num_threads(config.threads)
+        self._communicator = Communicator(spec.tensor_parallel_size)
+        self._model = ShardedModel(spec, self._communicator)
+        layout = spec.cache_layout
+        self._arenas = [SharedRegion.attach(fd, layout.total_bytes) for fd in config.arena_fds]
+        self._runner: StepRunner | None = None
+        self._code = make_code(config.parity, spec.shard_map.num_shards)
+        self._store: ParityStore | None = None
+        self._checkpointer: Checkpointer | None = None
+        self._backend = make_backend()
+        if self._code is not None and config.store_fd is not None:
+            geometry = StoreGeometry(
+                self._code.n, self._code.k, config.num_parity_blocks, spec.block_size, layout.slot_bytes
+            )
+            self._store = ParityStore.attach(config.store_fd, geometry)
+            self._backend.warm_up()
+
+    def run(self) -> None:
+        """Serve until told to stop, until the coordinator is gone, or until this worker itself is broken."""
+        threading.Thread(target=self._receive, name="receiver", daemon=True).start()
+        self._channel.send(msg.Hello(os.getpid()))
+        while (message := self._inbox.get()) is not None and not isinstance(message, msg.Shutdown):
+            self._handle(message)
+        self._communicator.unbind()
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                message = self._channel.receive()
+                if isinstance(message, msg.Ping):
+                    self._channel.send(msg.Pong(message.token, self._communicator.in_collective))
+                else:
+                    self._inbox.put(message)
+        except ChannelClosedError:
+            # The coordinator is gone, or has given this worker up. The main thread may be stuck: end here.
+            os._exit(0)
+
+    def _handle(self, message: msg.ToWorker) -> None:
+        match message:
+            case msg.Load(rank):
+                self._load(rank)
+            case msg.Join(epoch, store_port):
+                self._join(epoch, store_port)
+            case msg.Release(epoch):
+                self._release(epoch)
+            case msg.RunStep(epoch, plan):
+                if epoch == self._epoch:
+                    self._run_step(plan)
+            case msg.Rebuild(epoch, lost_ranks, ranges):
+                if epoch == self._epoch:
+                    self._rebuild(lost_ranks, ranges)
+            case _:
+                raise AssertionError(f"unexpected {type(message).__name__}")
+
+    def _load(self, rank: int) -> None:
+        self._failpoints.hit("load.begin", self._rank)
+        self._rank = rank
+        loaded = self._model.load(rank)
+        self._runner = StepRunner(self._config.spec, self._model, self._arenas[rank].array)
+        if self._store is not None and self._code is not None:
+            self._checkpointer = Checkpointer(
+                rank=rank,
+                store=self._store,
+                code=self._code,
+                backend=self._backend,
+                arenas=[region.array for region in self._arenas],
+                layout=self._config.spec.cache_layout,
+                shard_map=self._config.spec.shard_map,
+                on_done=self._flushed,
+                on_error=self._flush_failed,
+                on_stage=lambda stage: self._failpoints.hit(f"flush.{stage}", rank),
+            )
+        self._channel.send(msg.Loaded(rank, loaded))
+
+    def _join(self, epoch: int, store_port: int) -> None:
+        self._failpoints.hit("join.begin", self._rank)
+        self._epoch = epoch
+        try:
+            self._communicator.bind(rank=self._rank, epoch=epoch, store_port=store_port)
+        except CommunicatorError as error:
+            self._peer_failed(error)
+            return
+        self._channel.send(msg.Joined(epoch))
+
+    def _release(self, epoch: int) -> None:
+        """Leave the group and let the shadow come to rest: after this nothing here reads or writes shared memory."""
+        self._epoch = epoch
+        self._communicator.unbind()
+        if self._checkpointer is not None and not self._checkpointer.drain(_DRAIN_SECONDS):
+            raise CommunicatorError(f"the flush of rank {self._rank} did not end within {_DRAIN_SECONDS} s")
+        self._failpoints.hit("release.end", self._rank)
+        self._channel.send(msg.Released(epoch))
+
+    def _run_step(self, plan: msg.StepPlan) -> None:
+        assert self._runner is not None
+        epoch = self._epoch
+        self._failpoints.hit("step.begin", self._rank)
+        try:
+            sampled = self._runner.run(plan)
+        except CommunicatorError as error:
+            self._peer_failed(error)
+            return
+        self._failpoints.hit("step.end", self._rank)
+        # This rank has passed the step's last all-reduce, so every rank has written the step's KV: flush what is ours.
+        if self._checkpointer is not None:
+            for task in plan.flush:
+                if task.encoder == self._rank:
+                    self._checkpointer.submit(epoch, task)
+        if self._rank == 0:
+            self._channel.send(msg.StepDone(epoch, plan.step, sampled))
+
+    def _rebuild(self, lost_ranks: tuple[int, ...], ranges: Sequence[msg.SlotRange]) -> None:
+        self._failpoints.hit("rebuild.begin", self._rank)
+        done = msg.RebuildDone(self._epoch, self._rank, 0, 0, 0, 0, (), (), ())
+        if ranges and not self._config.skip_rebuild and self._store is not None and self._code is not None:
+            report = rebuild(
+                store=self._store,
+                code=self._code,
+                backend=self._backend,
+                arenas=[region.array for region in self._arenas],
+                layout=self._config.spec.cache_layout,
+                shard_map=self._config.spec.shard_map,
+                lost_ranks=lost_ranks,
+                targets=(self._rank,),
+                ranges=ranges,
+            )
+            done = msg.RebuildDone(
+                self._epoch,
+                self._rank,
+                report.slots,
+                report.bytes_rebuilt,
+                report.bytes_copied,
+                report.bytes_read,
+                tuple(report.failed),
+                tuple(fault.slots for fault in report.corrected),
+                tuple(report.reasons),
+            )
+        self._failpoints.hit("rebuild.end", self._rank)
+        self._channel.send(done)
+
+    def _flushed(self, epoch: int, task_ids: Sequence[int]) -> None:
+        self._channel.send(msg.TasksDone(epoch, tuple(task_ids)))
+
+    def _flush_failed(self, epoch: int, task: FlushTask, error: Exception) -> None:
+        self._channel.send(msg.WorkerFailed(epoch, False, f"flush task {task.task_id}: {error!r}"))
+
+    def _peer_failed(self, error: CommunicatorError) -> None:
+        # Leaving closes our connections, which frees peers that are stuck in the same collective.
+        self._communicator.unbind()
+        self._channel.send(msg.WorkerFailed(self._epoch, True, str(error).splitlines()[0]))
+
+
+def main(arguments: list[str]) -> int:
+    """The process's entry point; the exit code is 1 if the worker ended by an error of its own."""
+    channel_fd, config_fd, parent = map(int, arguments)
+    # A coordinator that is SIGKILLed takes its workers along, also those that are stuck.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the coordinator's to handle
+    channel: Channel[msg.ToWorker] = Channel(socket.socket(fileno=channel_fd), msg.ToWorker)
+    with open(config_fd, "rb") as file:
+        config = msgspec.msgpack.decode(file.read(), type=WorkerConfig)
+    try:
+        Worker(config, channel).run()
+    except ChannelClosedError:
+        return 1
+    except Exception as error:  # noqa: BLE001 - the process's last line of defence: say why, then end
+        traceback.print_exc()
+        channel.send(msg.WorkerFailed(0, False, f"{type(error).__name__}: {error}"))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.stdout.flush()
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    # Skip interpreter teardown: destroying torch's threads there can hang, and nothing is left to be cleaned.
+    os._exit(code)

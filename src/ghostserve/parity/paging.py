@@ -1,0 +1,98 @@
+"""Collecting the bytes of scattered slots from a paged cache, and putting them back."""
+
+from collections.abc import Callable, Sequence
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from ghostserve.parity.geometry import CacheLayout
+from ghostserve.parity.ranges import SlotRange, slot_numbers
+
+__all__ = ["gather", "scatter", "warm_up"]
+
+Bytes = NDArray[np.uint8]
+Index = NDArray[np.int64]
+
+
+def gather(arena: Bytes, layout: CacheLayout, ranges: Sequence[SlotRange], out: Bytes | None = None) -> Bytes:
+    """The data shards of the slots of `ranges`, uint8 (S, slot_bytes), in their order, token-major.
+
+    `arena`: uint8 (at least layout.total_bytes,). `out`, where given, is filled and returned. Raises
+    `ValueError` for slots outside the layout or an arena or `out` of another size. Releases the GIL.
+    """
+    slots = _slot_index(arena, layout, ranges)
+    shards = np.empty((len(slots), layout.slot_bytes), dtype=np.uint8) if out is None else out
+    _check_shape(shards, len(slots), layout)
+    _gather(arena, _segment_table(layout), slots, shards)
+    return shards
+
+
+def scatter(arena: Bytes, layout: CacheLayout, ranges: Sequence[SlotRange], shards: Bytes) -> None:
+    """Write `shards`, uint8 (S, slot_bytes), to the slots of `ranges`: the inverse of `gather`."""
+    slots = _slot_index(arena, layout, ranges)
+    _check_shape(shards, len(slots), layout)
+    _scatter(arena, _segment_table(layout), slots, shards)
+
+
+def warm_up() -> None:
+    """Compile both directions now (or load them from the cache), not in the first flush."""
+    layout = CacheLayout.layered(num_layers=1, num_blocks=1, block_size=1, row_bytes=1)
+    arena = np.zeros(layout.total_bytes, dtype=np.uint8)
+    ranges = [SlotRange(0, 0, 0, 0, 1)]
+    scatter(arena, layout, ranges, gather(arena, layout, ranges))
+
+
+def _slot_index(arena: Bytes, layout: CacheLayout, ranges: Sequence[SlotRange]) -> Index:
+    """(block, slot) of every slot, int64 (S, 2), all bounds checked: the compiled loops check nothing."""
+    if arena.ndim != 1 or arena.size < layout.total_bytes:
+        raise ValueError(f"the arena has shape {arena.shape}, the layout needs ({layout.total_bytes},)")
+    for r in ranges:
+        if not (0 <= r.block < layout.num_blocks and 0 <= r.start <= r.stop <= layout.block_size):
+            raise ValueError(
+                f"{r} is outside a cache of {layout.num_blocks} blocks of {layout.block_size} slots"
+            )
+    blocks = np.array([r.block for r in ranges], dtype=np.int64)
+    return np.stack([np.repeat(blocks, [r.num_slots for r in ranges]), slot_numbers(ranges)], axis=1)
+
+
+def _segment_table(layout: CacheLayout) -> Index:
+    return np.array(
+        [(s.offset, s.block_stride, s.slot_stride, s.nbytes) for s in layout.segments], dtype=np.int64
+    )
+
+
+def _check_shape(shards: Bytes, slots: int, layout: CacheLayout) -> None:
+    if shards.shape != (slots, layout.slot_bytes):
+        raise ValueError(f"shards have shape {shards.shape}, not {(slots, layout.slot_bytes)}")
+
+
+def _gather_loop(arena: Bytes, segments: Index, slots: Index, shards: Bytes) -> None:
+    # Unsigned indices spare the compiled loops Python's wrap-around of negative ones: ten times faster.
+    # Segments outside, slots inside: neighbouring slots of a block are neighbours in memory.
+    column = np.uint64(0)
+    for g in range(segments.shape[0]):
+        nbytes = np.uint64(segments[g, 3])
+        for i in range(slots.shape[0]):
+            first = np.uint64(segments[g, 0] + slots[i, 0] * segments[g, 1] + slots[i, 1] * segments[g, 2])
+            shard = shards[i]
+            for k in range(nbytes):
+                shard[column + np.uint64(k)] = arena[first + np.uint64(k)]
+        column += nbytes
+
+
+def _scatter_loop(arena: Bytes, segments: Index, slots: Index, shards: Bytes) -> None:
+    column = np.uint64(0)
+    for g in range(segments.shape[0]):
+        nbytes = np.uint64(segments[g, 3])
+        for i in range(slots.shape[0]):
+            first = np.uint64(segments[g, 0] + slots[i, 0] * segments[g, 1] + slots[i, 1] * segments[g, 2])
+            shard = shards[i]
+            for k in range(nbytes):
+                arena[first + np.uint64(k)] = shard[column + np.uint64(k)]
+        column += nbytes
+
+
+Loop = Callable[[Bytes, Index, Index, Bytes], None]
+_gather: Loop = numba.njit(nogil=True, cache=True)(_gather_loop)
+_scatter: Loop = numba.njit(nogil=True, cache=True)(_scatter_loop)

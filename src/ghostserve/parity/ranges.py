@@ -1,0 +1,103 @@
+"""Which slots: the currency in which flushes, records and rebuilds are asked for."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["SlotRange", "merge", "num_slots", "select", "singles", "slot_numbers", "split", "tiles"]
+
+
+class SlotRange(msgspec.Struct, frozen=True, array_like=True):
+    """Slots `start..stop-1` of one block, in one generation, with the parity block that covers them.
+
+    `block` numbers the cache, `parity_block` the parity store: they differ when the host budget holds fewer
+    blocks than the cache. An array of five ints on the wire.
+    """
+
+    block: int
+    generation: int
+    parity_block: int
+    start: int
+    stop: int
+
+    @property
+    def num_slots(self) -> int:
+        return self.stop - self.start
+
+    def part(self, start: int, stop: int) -> "SlotRange":
+        """Slots `start..stop-1` of the same block."""
+        return SlotRange(self.block, self.generation, self.parity_block, start, stop)
+
+    def follows(self, other: "SlotRange") -> bool:
+        """True if this range begins in the same block where `other` ends."""
+        return (self.block, self.generation, self.parity_block, self.start) == (
+            other.block,
+            other.generation,
+            other.parity_block,
+            other.stop,
+        )
+
+
+def num_slots(ranges: Iterable[SlotRange]) -> int:
+    """Slots in all ranges together."""
+    return sum(r.num_slots for r in ranges)
+
+
+def slot_numbers(ranges: Sequence[SlotRange]) -> NDArray[np.int64]:
+    """The slot within its block of every slot, int64 (S,), in order."""
+    counts = np.array([r.num_slots for r in ranges], dtype=np.int64)
+    starts = np.array([r.start for r in ranges], dtype=np.int64)
+    # Counting on from each range's start: a running number, set back by what came before the range.
+    return np.arange(counts.sum()) + np.repeat(starts - (counts.cumsum() - counts), counts)
+
+
+def singles(ranges: Iterable[SlotRange]) -> Iterator[SlotRange]:
+    """Every slot as a range of its own, in order."""
+    return (r.part(slot, slot + 1) for r in ranges for slot in range(r.start, r.stop))
+
+
+def merge(ranges: Iterable[SlotRange]) -> tuple[SlotRange, ...]:
+    """The same slots in the same order, neighbours that follow each other made one range."""
+    merged: list[SlotRange] = []
+    for r in ranges:
+        if merged and r.follows(merged[-1]):
+            merged[-1] = r.part(merged[-1].start, r.stop)
+        elif r.num_slots > 0:
+            merged.append(r)
+    return tuple(merged)
+
+
+def tiles(ranges: Iterable[SlotRange], max_slots: int) -> Iterator[tuple[SlotRange, ...]]:
+    """Cut `ranges` into runs of exactly `max_slots` slots, the last one shorter; order is kept."""
+    tile: list[SlotRange] = []
+    room = max_slots
+    for r in ranges:
+        start = r.start
+        while start < r.stop:
+            stop = min(r.stop, start + room)
+            tile.append(r.part(start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield tuple(tile)
+                tile, room = [], max_slots
+    if tile:
+        yield tuple(tile)
+
+
+def split(ranges: Sequence[SlotRange], parts: int) -> list[tuple[SlotRange, ...]]:
+    """Cut `ranges` into at most `parts` runs, none of them empty, whose sizes differ by at most one slot."""
+    total = num_slots(ranges)
+    slots = list(singles(ranges))
+    bounds = [total * i // parts for i in range(parts + 1)]
+    return [merge(slots[a:b]) for a, b in pairwise(bounds) if b > a]
+
+
+def select(ranges: Sequence[SlotRange], mask: NDArray[np.bool_]) -> tuple[SlotRange, ...]:
+    """The slots of `ranges` where `mask` (bool, one entry a slot in the ranges' order) is true."""
+    if mask.all():
+        return tuple(ranges)
+    return merge(slot for slot, wanted in zip(singles(ranges), mask, strict=True) if wanted)

@@ -1,0 +1,43 @@
+"""A slot's record: what makes parity trustworthy.
+
+Words of a record (uint64): the checksums of the N data shards, of the K parity shards, the identity, the
+commit word. The commit word is a seal over all others and over the record's own place, so a record that is
+torn, flipped, moved or never written does not match it: its slot is then simply not committed.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["IDENTITY", "SEAL", "identity", "seal"]
+
+IDENTITY = -2
+SEAL = -1
+
+_LIMIT = 1 << 32
+
+
+def identity(block: int, generation: int) -> int:
+    """The word that ties a record to one use of one cache block; `ValueError` if a part exceeds 32 bits."""
+    if not (0 <= block < _LIMIT and 0 <= generation < _LIMIT):
+        raise ValueError(f"block {block}, generation {generation}: both must be in 0..{_LIMIT - 1}")
+    return generation << 32 | block
+
+
+def seal(words: NDArray[np.uint64], places: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The commit words, uint64 (S,), never 0, for the other words of records, uint64 (S, N+K+1).
+
+    `places`, uint64 (S,), says where the records stand: a place is `parity_block * block_size + slot`. Each
+    word is folded in by a bijection, so a change confined to one word always changes the seal.
+    """
+    state = _mix(places + np.uint64(0x9E3779B97F4A7C15))
+    for column in range(words.shape[1]):
+        state = _mix(state ^ words[:, column])
+    return np.where(state == 0, np.uint64(1), state)
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finalizer behind its increment: a bijection of 64-bit words; arithmetic wraps."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

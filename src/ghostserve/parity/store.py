@@ -1,0 +1,186 @@
+"""The parity store: parity and its records in host memory that outlives every worker."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ghostserve.errors import StaleEpochError
+from ghostserve.parity import header
+from ghostserve.parity.geometry import StoreGeometry
+from ghostserve.parity.memory import SharedRegion
+from ghostserve.parity.ranges import SlotRange, slot_numbers
+from ghostserve.parity.records import IDENTITY, SEAL, identity, seal
+
+__all__ = ["ParityStore", "Store"]
+
+Rows = slice | NDArray[np.int64]
+
+
+class Store(NamedTuple):
+    """One assignment to shared memory, `target[rows] = source`; tests cut writes between and inside them."""
+
+    target: NDArray[Any]
+    rows: Rows
+    source: NDArray[Any]
+
+    def run(self) -> None:
+        self.target[self.rows] = self.source
+
+
+class ParityStore:
+    """Parity of the cache's slots, token-major [parity_block][slot][K][slot_bytes], and a record a slot.
+
+    The coordinator makes it, workers attach. A slot counts as committed only while its record is whole and
+    names the generation that is asked for; what any torn write leaves behind is "not committed".
+    """
+
+    def __init__(self, region: SharedRegion, geometry: StoreGeometry) -> None:
+        """View `region` as a store; use `create` or `attach`."""
+        self.region = region
+        self.geometry = geometry
+        g = geometry
+        array = region.array
+        self._header = array[: header.WORDS * 8].view(np.uint64)
+        records = array[g.records_offset : g.records_offset + g.record_bytes].view(np.uint64)
+        self._records = records.reshape(g.num_slots, g.record_words)
+        payload = array[g.payload_offset : g.payload_offset + g.payload_bytes]
+        self._payload = payload.reshape(g.num_slots, g.num_parity, g.slot_bytes)
+
+    @classmethod
+    def create(cls, geometry: StoreGeometry, epoch: int = 1) -> "ParityStore":
+        """A new, empty store. Raises `MemoryBudgetError` if the host can't hold it."""
+        region = SharedRegion.create("ghostserve-parity", geometry.total_bytes)
+        store = cls(region, geometry)
+        header.write_header(store._header, geometry, epoch)
+        return store
+
+    @classmethod
+    def attach(cls, fd: int, geometry: StoreGeometry) -> "ParityStore":
+        """The store behind `fd` (duplicated); `StoreMismatchError` if it is not one of this geometry."""
+        region = SharedRegion.attach(fd, geometry.total_bytes)
+        try:
+            store = cls(region, geometry)
+            header.check_header(store._header, geometry)
+        except BaseException:
+            region.close()
+            raise
+        return store
+
+    @property
+    def epoch(self) -> int:
+        """The group's present epoch, read from the header that all processes share."""
+        return int(self._header[header.EPOCH])
+
+    def advance(self, epoch: int) -> None:
+        """Fence: from now on writes of older epochs are refused. Coordinator only; the epoch never goes back.
+
+        Raises `StaleEpochError` for an epoch below the present one.
+        """
+        if epoch < self.epoch:
+            raise StaleEpochError(found=self.epoch, expected=epoch)
+        self._header[header.EPOCH] = epoch
+
+    def write(
+        self,
+        epoch: int,
+        ranges: SlotRange | Sequence[SlotRange],
+        parity: NDArray[np.uint8],
+        checksums: NDArray[np.uint64],
+    ) -> None:
+        """Commit the parity of all slots of `ranges` (S of them).
+
+        `parity`: uint8 (S, K, slot_bytes); `checksums`: uint64 (S, N+K), data shards first. Raises
+        `StaleEpochError` if the group has left `epoch`: then nothing is committed by this call.
+        """
+        *body, commit = self._stores(_as_ranges(ranges), parity, checksums)
+        self._check_epoch(epoch)
+        for store in body:
+            store.run()
+        # Again: the fence may have fallen while the payload was copied.
+        self._check_epoch(epoch)
+        commit.run()
+
+    def _stores(
+        self, ranges: Sequence[SlotRange], parity: NDArray[np.uint8], checksums: NDArray[np.uint64]
+    ) -> Iterator[Store]:
+        """The write as the sequence of its stores, in an order that is harmless wherever it ends.
+
+        A slot's commit word is cleared first and set last. Readers in other processes look only after the
+        writer has drained or died, and check the payload against its checksums, so program order is all that
+        is needed.
+        """
+        rows = self._rows(ranges)
+        places = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        g = self.geometry
+        if parity.shape != (places.size, g.num_parity, g.slot_bytes):
+            raise ValueError(
+                f"parity has shape {parity.shape}, not {(places.size, g.num_parity, g.slot_bytes)}"
+            )
+        words = np.empty((places.size, g.record_words - 1), dtype=np.uint64)
+        words[:, : IDENTITY + 1] = checksums
+        words[:, IDENTITY + 1] = self._identities(ranges)
+        seals = seal(words, places.astype(np.uint64))
+
+        yield Store(self._records[:, SEAL], rows, np.zeros_like(seals))
+        yield Store(self._payload, rows, parity)
+        yield Store(self._records[:, :SEAL], rows, words)
+        yield Store(self._records[:, SEAL], rows, seals)
+
+    def committed(self, block: int, generation: int, parity_block: int) -> NDArray[np.bool_]:
+        """Which slots are committed for this generation of this cache block; bool (block_size,)."""
+        return self.committed_slots([SlotRange(block, generation, parity_block, 0, self.geometry.block_size)])
+
+    def committed_slots(self, ranges: SlotRange | Sequence[SlotRange]) -> NDArray[np.bool_]:
+        """Which slots of `ranges` are committed; bool (S,)."""
+        asked = _as_ranges(ranges)
+        rows = self._rows(asked)
+        places = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        records = self._records[rows].copy()
+        sealed = records[:, SEAL] == seal(records[:, :SEAL], places.astype(np.uint64))
+        own: NDArray[np.bool_] = sealed & (records[:, IDENTITY] == self._identities(asked))
+        return own
+
+    def records(self, ranges: SlotRange | Sequence[SlotRange]) -> NDArray[np.uint64]:
+        """The recorded checksums, uint64 (S, N+K), data shards first; only those of committed slots count."""
+        return self._records[self._rows(_as_ranges(ranges)), :IDENTITY]
+
+    def payload(self, ranges: SlotRange | Sequence[SlotRange]) -> NDArray[np.uint8]:
+        """The parity shards, uint8 (S, K, slot_bytes): a view for one range, a copy for several."""
+        return self._payload[self._rows(_as_ranges(ranges))]
+
+    def parity_shard(self, ranges: Sequence[SlotRange], index: int) -> NDArray[np.uint8]:
+        """Parity shard `index` (0..K-1), uint8 (S, slot_bytes): a view for one range, a copy for several."""
+        return self._payload[:, index][self._rows(ranges)]
+
+    def close(self) -> None:
+        """Give up this process's mapping. Idempotent; the memory goes with the last process that maps it."""
+        del self._header, self._records, self._payload
+        self.region.close()
+
+    def _check_epoch(self, epoch: int) -> None:
+        found = self.epoch
+        if found != epoch:
+            raise StaleEpochError(found=found, expected=epoch)
+
+    def _rows(self, ranges: Sequence[SlotRange]) -> Rows:
+        """Where the slots of `ranges` stand; a slice for one range, which is then copied in one run."""
+        g = self.geometry
+        for r in ranges:
+            if not (0 <= r.parity_block < g.num_parity_blocks and 0 <= r.start <= r.stop <= g.block_size):
+                raise ValueError(
+                    f"{r} is outside a store of {g.num_parity_blocks} blocks of {g.block_size} slots"
+                )
+        firsts = np.array([r.parity_block * g.block_size for r in ranges], dtype=np.int64)
+        if len(ranges) == 1:
+            return slice(int(firsts[0]) + ranges[0].start, int(firsts[0]) + ranges[0].stop)
+        return np.repeat(firsts, [r.num_slots for r in ranges]) + slot_numbers(ranges)
+
+    def _identities(self, ranges: Sequence[SlotRange]) -> NDArray[np.uint64]:
+        words = np.array([identity(r.block, r.generation) for r in ranges], dtype=np.uint64)
+        return np.repeat(words, [r.num_slots for r in ranges])
+
+
+def _as_ranges(ranges: SlotRange | Sequence[SlotRange]) -> Sequence[SlotRange]:
+    return [ranges] if isinstance(ranges, SlotRange) else ranges

@@ -1,0 +1,24 @@
+"""The OpenAI-compatible HTTP server. It knows the engine only as an `EngineClient`."""
+
+from ghostserve.server.app import create_app
+from ghostserve.server.engine_client import (
+    EngineClient,
+    EngineStatus,
+    RankStatus,
+    RecoveryRecord,
+    StandbyStatus,
+)
+from ghostserve.server.run import bind, serve
+from ghostserve.server.settings import ServerSettings
+
+__all__ = [
+    "EngineClient",
+    "EngineStatus",
+    "RankStatus",
+    "RecoveryRecord",
+    "ServerSettings",
+    "StandbyStatus",
+    "bind",
+    "create_app",
+    "serve",
+]
