@@ -54,7 +54,7 @@ class StaleEpochError(GhostServeError):
     """A writer of an older epoch tried to change something after the group was fenced."""
 
     def __init__(self, *, found: int, expected: int) -> None:
-        super().__init__(f"epoch {expected} is over, the group is at epoch {found}: nothing was written")
+        super().__init__(f"epoch {expected} is over, the group is at epoch {found}: nothing was committed")
         self.found = found
         self.expected = expected
 

@@ -1,4 +1,4 @@
-"""Helpers of the code tests: stripes with known bytes, and a rebuild from which the lost bytes are really gone."""
+"""Helpers of the code tests: stripes with known bytes, and a rebuild whose lost bytes are really gone."""
 
 from collections.abc import Collection, Iterator
 from itertools import combinations
@@ -53,9 +53,7 @@ def assert_rebuilds(backend: Backend, code: Code, shards: list[Bytes], lost: tup
             rebuilt = rebuild(backend, code, shards, lost, wanted)
             assert tuple(rebuilt)[: len(wanted)] == wanted
             for shard, data in rebuilt.items():
-                assert np.array_equal(data, shards[shard]), (
-                    f"{code} lost {lost} wanted {wanted}: shard {shard}"
-                )
+                assert np.array_equal(data, shards[shard]), f"{code} lost {lost} wanted {wanted}: shard {shard}"
 
 
 def erasures(code: Code) -> Iterator[tuple[int, ...]]:

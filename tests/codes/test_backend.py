@@ -74,9 +74,7 @@ def test_unknown_method():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="x86-64 only"
-)
+@pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="x86-64 only")
 @pytest.mark.parametrize("cpu", ["x86-64", "haswell"])
 def test_cpus_without_gfni(cpu, tmp_path):
     script = """

@@ -73,9 +73,7 @@ def test_any_bytes(backend, raw):
     assert np.array_equal(backend.checksums(data), checksum_reference(data))
 
 
-@pytest.mark.parametrize(
-    "data", [np.zeros(8, np.uint8), np.zeros((1, 8), np.int8), np.zeros((2, 8), np.uint8)[:, ::2]]
-)
+@pytest.mark.parametrize("data", [np.zeros(8, np.uint8), np.zeros((1, 8), np.int8), np.zeros((2, 8), np.uint8)[:, ::2]])
 def test_other_arrays_are_refused(backend, data):
     with pytest.raises(UnsupportedCodeError, match="must be"):
         backend.checksums(data)

@@ -58,9 +58,7 @@ def test_plans_run_by_the_reference(spec):
     assert all(map(np.array_equal, run_reference(code.encode_plan, shards[:5]), shards[5:]))
     for lost in erasures(code):
         plan = code.rebuild_plan(lost)
-        for shard, data in zip(
-            plan.outputs, run_reference(plan, [shards[i] for i in plan.inputs]), strict=True
-        ):
+        for shard, data in zip(plan.outputs, run_reference(plan, [shards[i] for i in plan.inputs]), strict=True):
             assert np.array_equal(data, shards[shard])
 
 
@@ -74,7 +72,8 @@ def test_contract_of_plans(spec):
     for lost in erasures(code):
         plan = code.rebuild_plan(lost)
         assert plan.outputs == lost
-        assert len(plan.inputs) <= 6
+        # Never more than N shards are fetched, but for rdp's diagonals alone: reading the row parity saves xors.
+        assert len(plan.inputs) <= (7 if spec == "rdp" and lost == (7,) else 6)
 
 
 def test_a_single_rebuild_by_rdp_does_not_read_the_diagonals():

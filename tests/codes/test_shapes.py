@@ -70,9 +70,7 @@ def test_a_sub_range_of_slots_encodes_and_rebuilds_alone(backend, spec):
 def test_many_short_slots_go_through_in_batches(backend, spec):
     code = make_code(spec, 3)
     data = random_shards(3, 3000, 8)
-    assert all(
-        map(np.array_equal, run(backend, code.encode_plan, data), run_reference(code.encode_plan, data))
-    )
+    assert all(map(np.array_equal, run(backend, code.encode_plan, data), run_reference(code.encode_plan, data)))
 
 
 SPECIAL = {
@@ -117,9 +115,7 @@ def test_any_bytes_any_loss(backend, spec, n, slots, symbol, draw):
 
 
 def test_no_slots_is_no_work(backend):
-    backend.run(
-        make_code("xor", 2).encode_plan, [np.zeros((0, 8), np.uint8)] * 2, [np.zeros((0, 8), np.uint8)]
-    )
+    backend.run(make_code("xor", 2).encode_plan, [np.zeros((0, 8), np.uint8)] * 2, [np.zeros((0, 8), np.uint8)])
 
 
 def bad_arrays():

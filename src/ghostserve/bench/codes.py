@@ -69,9 +69,7 @@ def bench_codes(*, seconds: float = 1.0, backend: CpuBackend | None = None) -> l
     ]
 
 
-def _measure(
-    case: str, plan: Plan, slot_bytes: int, backend: CpuBackend, isal: Isal, seconds: float
-) -> CodeFigure:
+def _measure(case: str, plan: Plan, slot_bytes: int, backend: CpuBackend, isal: Isal, seconds: float) -> CodeFigure:
     rng = np.random.default_rng(slot_bytes)
     shape = (_SLOTS, slot_bytes)
     inputs = [rng.integers(0, 256, shape, dtype=np.uint8) for _ in plan.inputs]
@@ -101,7 +99,7 @@ def _matrix(plan: Plan) -> NDArray[np.uint8]:
 
 
 def _interleave(runs: Sequence[Callable[[], None]], seconds: float) -> list[list[float]]:
-    """Times in seconds of each run, taken in turns so that what disturbs one disturbs all; at least 5 rounds."""
+    """Seconds of each run, taken in turns so that what disturbs one disturbs all; at least 5 rounds."""
     times: list[list[float]] = [[] for _ in runs]
     end = perf_counter() + seconds
     while perf_counter() < end or len(times[0]) < 5:

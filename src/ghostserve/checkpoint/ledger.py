@@ -94,14 +94,14 @@ class CheckpointLedger:
             pending.steps.add(step)
             self._hold((step,))
 
-    def due(self, step: int) -> list[FlushTask]:
-        """Close `step`; the tasks to run right after it. What is due now forms one chunk."""
+    def due(self, step: int, everything: bool = False) -> list[FlushTask]:
+        """Close `step`; the tasks to run right after it. What is due now forms one chunk; `everything`: all that waits."""
         if step != self._begun or step == self._closed:
             raise ValueError(
                 f"step {step} is not under way: {self._begun} has begun and {self._closed} is closed"
             )
         self._closed = step
-        everything = sum(p.slots for p in self._pending.values()) > self._max_unprotected
+        everything |= self.waiting_tokens > self._max_unprotected
         ready = [
             name
             for name, p in self._pending.items()
@@ -167,11 +167,14 @@ class CheckpointLedger:
         return tuple(task for task in self.outstanding if task.step == step)
 
     @property
+    def waiting_tokens(self) -> int:
+        """Slots that are written and not yet part of a task."""
+        return sum(p.slots for p in self._pending.values())
+
+    @property
     def unprotected_tokens(self) -> int:
         """Slots that are written and not committed."""
-        return sum(p.slots for p in self._pending.values()) + sum(
-            num_slots(t.ranges) for t in self.outstanding
-        )
+        return self.waiting_tokens + sum(num_slots(t.ranges) for t in self.outstanding)
 
     def is_read(self, block: int) -> bool:
         """True while an outstanding task reads `block`: it must not be handed out to another request."""

@@ -16,9 +16,7 @@ class Backend(Protocol):
 
     name: str
 
-    def run(
-        self, plan: Plan, inputs: Sequence[NDArray[np.uint8]], outputs: Sequence[NDArray[np.uint8]]
-    ) -> None:
+    def run(self, plan: Plan, inputs: Sequence[NDArray[np.uint8]], outputs: Sequence[NDArray[np.uint8]]) -> None:
         """Compute the shards `plan.outputs` from `plan.inputs`, arrays in the same order.
 
         Every array is uint8 (S slots, B bytes), contiguous along B with any stride along S and any alignment;

@@ -33,9 +33,7 @@ class CpuBackend:
         if method not in ("auto", "affine", "horner"):
             raise UnsupportedCodeError(f"no method {method!r}; there are auto, affine and horner")
         if method == "affine" and not kernels.has_affine():
-            raise UnsupportedCodeError(
-                "method 'affine' needs a CPU with GFNI and AVX-512; use auto or horner"
-            )
+            raise UnsupportedCodeError("method 'affine' needs a CPU with GFNI and AVX-512; use auto or horner")
         self.method = ("affine" if kernels.has_affine() else "horner") if method == "auto" else method
         self._programs: dict[int, tuple[Plan, AffineProgram | HornerProgram]] = {}
         self._lock = Lock()
@@ -123,10 +121,8 @@ def _check(plan: Plan, inputs: Sequence[Bytes], outputs: Sequence[Bytes]) -> tup
 
 def _shape(what: str, array: Bytes) -> tuple[int, int]:
     if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] < 1:
-        raise UnsupportedCodeError(
-            f"{what} must be uint8 (slots, bytes >= 1), not {array.dtype} {tuple(array.shape)}"
-        )
-    if array.shape[1] > 1 and array.strides[1] != 1:
+        raise UnsupportedCodeError(f"{what} must be uint8 (slots, bytes >= 1), not {array.dtype} {tuple(array.shape)}")
+    if array.size and array.shape[1] > 1 and array.strides[1] != 1:
         raise UnsupportedCodeError(
             f"{what} must be contiguous along the bytes of a slot (stride 1), not stride {array.strides[1]}"
         )

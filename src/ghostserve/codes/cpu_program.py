@@ -101,9 +101,7 @@ def _groups(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
 
 
 def _same_sources(a: Step, b: Step) -> bool:
-    return len(a.terms) == len(b.terms) and all(
-        x == y for (x, _), (y, _) in zip(a.terms, b.terms, strict=True)
-    )
+    return len(a.terms) == len(b.terms) and all(x == y for (x, _), (y, _) in zip(a.terms, b.terms, strict=True))
 
 
 def _indices(values: list[int] | list[tuple[int, int]]) -> Indices:

@@ -37,9 +37,7 @@ class Isal:
         size = inputs[0].size
         tables = np.zeros(_TABLE_BYTES * rows * columns, np.uint8)
         source = np.ascontiguousarray(matrix)
-        self._library.ec_init_tables(
-            ctypes.c_int(columns), ctypes.c_int(rows), _pointer(source), _pointer(tables)
-        )
+        self._library.ec_init_tables(ctypes.c_int(columns), ctypes.c_int(rows), _pointer(source), _pointer(tables))
         read = (ctypes.c_void_p * columns)(*(_pointer(shard) for shard in inputs))
         written = (ctypes.c_void_p * rows)(*(_pointer(shard) for shard in outputs))
         arguments = (
@@ -63,9 +61,7 @@ def _find() -> Path:
     try:
         installed = files("pyeclib") or []
     except PackageNotFoundError:
-        raise GhostServeError(
-            f"ISA-L is needed to compare with, and pyeclib is not installed: {hint}"
-        ) from None
+        raise GhostServeError(f"ISA-L is needed to compare with, and pyeclib is not installed: {hint}") from None
     found = [Path(str(file.locate())) for file in installed if file.name.startswith("libisal")]
     if not found:
         raise GhostServeError(f"pyeclib is installed, but carries no libisal: {hint}")

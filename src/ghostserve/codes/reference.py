@@ -31,9 +31,7 @@ def run_reference(plan: Plan, inputs: Sequence[Bytes]) -> list[Bytes]:
             total ^= table[coefficient][symbols[source]]
         symbols[step.target] = total
     first = len(inputs) * plan.rows
-    return [
-        np.concatenate(symbols[at : at + plan.rows], axis=1) for at in range(first, len(symbols), plan.rows)
-    ]
+    return [np.concatenate(symbols[at : at + plan.rows], axis=1) for at in range(first, len(symbols), plan.rows)]
 
 
 def naive_parity(code: Code, data: Sequence[Bytes]) -> list[Bytes]:

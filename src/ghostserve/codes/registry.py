@@ -32,9 +32,7 @@ def make_code(spec: str, n: int) -> Code | None:
     if name == "rs" and colon:
         return ReedSolomonCode(n, int(count))
     if name == "rs":
-        raise UnsupportedCodeError(
-            f"code {spec!r} does not say how many parity shards: write 'rs:K', e.g. 'rs:2'"
-        )
+        raise UnsupportedCodeError(f"code {spec!r} does not say how many parity shards: write 'rs:K', e.g. 'rs:2'")
     raise UnsupportedCodeError(f"no code {spec!r}; allowed are {_ALLOWED}")
 
 

@@ -75,12 +75,12 @@ def paged_attention(
     """query `[1, heads, T, d]`, key and value `[1, kv_heads, T, d]`; returns `[1, T, heads, d]`."""
     needs = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if needs or not getattr(module, "is_causal", True):
-        raise UnsupportedModelError(
-            f"{type(module).__name__} needs {', '.join(needs) or 'non-causal attention'}"
-        )
+        raise UnsupportedModelError(f"{type(module).__name__} needs {', '.join(needs) or 'non-causal attention'}")
     if key.shape[-1] != value.shape[-1]:
         raise UnsupportedModelError(f"{type(module).__name__} has keys and values of different sizes")
-    layer = paged.kv.cache[module.layer_idx]
+    layer_index = module.layer_idx
+    assert isinstance(layer_index, int)
+    layer = paged.kv.cache[layer_index]
     flat = layer.flatten(1, 2)  # [2, slots, kv_heads, d]
     flat[0].index_copy_(0, paged.slots, key[0].transpose(0, 1))
     flat[1].index_copy_(0, paged.slots, value[0].transpose(0, 1))
@@ -89,9 +89,7 @@ def paged_attention(
         window = slice(sequence.first, sequence.last)
         keys = _gather(layer[0], sequence)
         values = _gather(layer[1], sequence)
-        out[:, window] = _attend(
-            query[0, :, window], keys, values, sequence.start, scaling, sliding_window, softcap
-        )
+        out[:, window] = _attend(query[0, :, window], keys, values, sequence.start, scaling, sliding_window, softcap)
     return out.transpose(0, 1).unsqueeze(0), None
 
 
@@ -111,14 +109,14 @@ def _attend(
 ) -> torch.Tensor:
     """query `[heads, q, d]` at positions `start..`, keys and values `[kv_heads, length, d]`."""
     count, length = query.shape[1], keys.shape[1]
-    windowed = sliding_window is not None and length > sliding_window
     mask = None
-    if windowed or (count > 1 and (start > 0 or softcap is not None)):
+    window = sliding_window if sliding_window is not None and length > sliding_window else None
+    if window is not None or (count > 1 and (start > 0 or softcap is not None)):
         positions = torch.arange(start, start + count).unsqueeze(1)
         past = torch.arange(length).unsqueeze(0)
         mask = past <= positions
-        if windowed:
-            mask &= past > positions - sliding_window
+        if window is not None:
+            mask &= past > positions - window
     if softcap is not None:
         return _attend_softcap(query, keys, values, mask, scaling, softcap)
     return functional.scaled_dot_product_attention(
@@ -142,9 +140,7 @@ def _attend_softcap(
 ) -> torch.Tensor:
     groups = query.shape[0] // keys.shape[0]
     keys, values = keys.repeat_interleave(groups, 0), values.repeat_interleave(groups, 0)
-    scores = torch.matmul(query, keys.transpose(1, 2)) * (
-        query.shape[-1] ** -0.5 if scaling is None else scaling
-    )
+    scores = torch.matmul(query, keys.transpose(1, 2)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))

@@ -4,6 +4,7 @@ Coordinator and worker get the two ends of a `socketpair` that has no name: no o
 is left behind when both are gone.
 """
 
+import contextlib
 import socket
 import struct
 import threading
@@ -66,10 +67,8 @@ class Channel(Generic[In]):
 
     def receive_ready(self) -> list[In]:
         """All whole messages that have arrived. Raises `ChannelClosedError` once the stream has ended and is empty."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             self._fill(socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            pass
         messages = []
         while (message := self._take()) is not None:
             messages.append(message)

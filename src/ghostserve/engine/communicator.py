@@ -4,10 +4,12 @@ The model's layers hold the communicator, not a process group: after a failure t
 layers go on with the next one.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from ghostserve.errors import GhostServeError
 
@@ -21,9 +23,9 @@ class CommunicatorError(GhostServeError):
     """A collective failed because a peer is gone (or the group was never bound)."""
 
 
-def host_rendezvous() -> dist.TCPStore:
+def host_rendezvous() -> TCPStore:
     """A rendezvous that the coordinator hosts on loopback; dropping it makes everyone who waits in it raise."""
-    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=_JOIN_TIMEOUT)
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=_JOIN_TIMEOUT)
 
 
 class Communicator:
@@ -41,12 +43,10 @@ class Communicator:
         self.rank = rank
         self.in_collective = True
         try:
-            store = dist.TCPStore(
-                "127.0.0.1", store_port, is_master=False, wait_for_workers=False, timeout=_JOIN_TIMEOUT
-            )
+            store = TCPStore("127.0.0.1", store_port, is_master=False, wait_for_workers=False, timeout=_JOIN_TIMEOUT)
             dist.init_process_group(
                 "gloo",
-                store=dist.PrefixStore(f"epoch-{epoch}", store),
+                store=PrefixStore(f"epoch-{epoch}", store),
                 rank=rank,
                 world_size=self.world_size,
                 timeout=_JOIN_TIMEOUT,
@@ -80,7 +80,7 @@ class Communicator:
         self._run(lambda: dist.gather(tensor, parts, dst=0))
         return None if parts is None else torch.cat(parts, dim=1)
 
-    def _run(self, collective) -> None:  # type: ignore[no-untyped-def]
+    def _run(self, collective: Callable[[], object]) -> None:
         if not self._bound:
             raise CommunicatorError("the group was released: no collective may start before the next epoch")
         self.in_collective = True

@@ -93,9 +93,7 @@ class Coordinator(threading.Thread):
                 max_attempts=config.max_recovery_attempts,
             )
         )
-        self._driver = RecoveryDriver(
-            machine, self._group, self._memory, self.serving, self._options.observer
-        )
+        self._driver = RecoveryDriver(machine, self._group, self._memory, self.serving, self._options.observer)
         self._running_step: int | None = None
         self._step_due = 0.0
         self._counts: Counter[str] = Counter()
@@ -104,16 +102,14 @@ class Coordinator(threading.Thread):
     # ---- for other threads
 
     def submit(self, request: Request, sink: Sink) -> None:
-        """Queue a request; raises `RequestError` (503) when too many wait, `GhostServeError` when the engine is dead."""
+        """Queue a request. Raises `RequestError` (503) when too many wait, `GhostServeError` if the engine is dead."""
         if self._driver.failure is not None:
             raise self._driver.failure
         if self._stopping.is_set():
             raise RequestError("the server is shutting down", status=503)
         waiting = len(self._sinks) + self._inbox.qsize()
         if waiting >= self.config.max_queue + self.config.max_num_seqs:
-            raise RequestError(
-                f"{waiting} requests are in the engine, at most that many are taken", status=503
-            )
+            raise RequestError(f"{waiting} requests are in the engine, at most that many are taken", status=503)
         self._inbox.put(_Submit(request, sink))
         self._group.wake()
 
@@ -157,9 +153,7 @@ class Coordinator(threading.Thread):
             self._driver.start()
             while not self._stopping.is_set() and self.failure is None:
                 self._turn()
-        except (
-            Exception
-        ) as error:  # the thread's last line of defence: nobody may wait for a dead coordinator
+        except Exception as error:  # the thread's last line of defence: nobody may wait for a dead coordinator
             log.exception("the coordinator failed")
             self._driver.failure = GhostServeError(f"the coordinator failed: {error!r}")
         finally:
@@ -205,11 +199,7 @@ class Coordinator(threading.Thread):
     def _watch(self) -> None:
         machine = self._driver.machine
         epoch = machine.epoch
-        if (
-            self._running_step is not None
-            and time.monotonic() > self._step_due
-            and machine.phase is not Phase.PROBING
-        ):
+        if self._running_step is not None and time.monotonic() > self._step_due and machine.phase is not Phase.PROBING:
             self._driver.tell(ev.StepOverdue(self._running_step))
         self._driver.tick()
         if machine.epoch != epoch:
@@ -313,23 +303,13 @@ class Coordinator(threading.Thread):
             worker = machine.members.get(rank)
             alive = worker is not None and self._group.alive(worker)
             state = ("up" if driver.serving_now else "recovering") if alive else "lost"
-            ranks.append(
-                RankStatus(rank, self._group.pid(worker) if alive and worker is not None else 0, state)
-            )
-        standbys = [
-            StandbyStatus(self._group.pid(w), "ready") for w in machine.standbys if self._group.alive(w)
-        ]
-        standbys += [
-            StandbyStatus(self._group.pid(w), "starting") for w in machine.starting if self._group.alive(w)
-        ]
+            ranks.append(RankStatus(rank, self._group.pid(worker) if alive and worker is not None else 0, state))
+        standbys = [StandbyStatus(self._group.pid(w), "ready") for w in machine.standbys if self._group.alive(w)]
+        standbys += [StandbyStatus(self._group.pid(w), "starting") for w in machine.starting if self._group.alive(w)]
         protected = serving.budget.protected_tokens if serving.budget is not None else 0
         total = sum(r.num_computed for r in serving.scheduler.running)
         return EngineStatus(
-            state="failed"
-            if driver.failure is not None
-            else "serving"
-            if driver.serving_now
-            else "recovering",
+            state="failed" if driver.failure is not None else "serving" if driver.serving_now else "recovering",
             epoch=machine.epoch,
             step=serving.step,
             watermark=serving.ledger.watermark,

@@ -1,10 +1,10 @@
-"""The recovery driver: turns what workers say into the machine's events, and its commands into processes and messages."""
+"""The recovery driver: what workers say becomes the machine's events, its commands become processes and messages."""
 
 import logging
 import time
 from collections.abc import Callable
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ghostserve.engine import messages as msg
 from ghostserve.engine.communicator import host_rendezvous
@@ -46,7 +46,7 @@ class RecoveryDriver:
         self._memory = memory
         self._serving = serving
         self._observer = observer
-        self._rendezvous: dist.TCPStore | None = None
+        self._rendezvous: TCPStore | None = None
         self._plan: RecoveryPlan | None = None
         self._reset_counts()
 
@@ -143,8 +143,7 @@ class RecoveryDriver:
             store.advance(epoch)
 
     def _wipe(self, rank: int) -> int:
-        live = [r for state in self._serving.kv_states(self._memory.count_missing) for r in state.ranges]
-        lost = self._memory.wipe(rank, live)
+        lost = self._memory.wipe(rank, self._serving.live_slots())
         self._observer("wiped", {"rank": rank, "bytes": lost})
         return lost
 
@@ -167,6 +166,7 @@ class RecoveryDriver:
         for reason in plan.reasons:
             log.info("plan: %s", reason)
         self._plan = plan
+        serving.pin(plan.replay)
         if plan.start_over:
             self._note_recomputed(serving.start_over(), plan.reasons[0])
         else:

@@ -33,9 +33,7 @@ class Engine:
     Raises `ConfigError` and its kin, before anything is started, for what can't be served.
     """
 
-    def __init__(
-        self, config: EngineConfig, *, model_name: str | None = None, options: Options | None = None
-    ) -> None:
+    def __init__(self, config: EngineConfig, *, model_name: str | None = None, options: Options | None = None) -> None:
         folder = resolve_checkpoint(config.model)
         config = msgspec.structs.replace(config, model=str(folder))
         self.spec = inspect_checkpoint(config)
@@ -68,9 +66,7 @@ class Engine:
     ) -> None:
         self.stop()
 
-    def make_request(
-        self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams
-    ) -> Request:
+    def make_request(self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams) -> Request:
         """Check a request against the model. Raises `RequestError`."""
         prompt = tuple(prompt_token_ids)
         if not prompt:
@@ -96,9 +92,11 @@ class Engine:
         request = self.make_request(request_id, prompt_token_ids, params)
         loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[TokenOutput | GhostServeError] = asyncio.Queue()
-        self.coordinator.submit(
-            request, lambda item: loop.call_soon_threadsafe(outputs.put_nowait, item) and None
-        )
+
+        def sink(item: TokenOutput | GhostServeError) -> None:
+            loop.call_soon_threadsafe(outputs.put_nowait, item)
+
+        self.coordinator.submit(request, sink)
         finished = False
         try:
             while not finished:

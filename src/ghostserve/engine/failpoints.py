@@ -64,6 +64,4 @@ class Failpoints:
             case "raise":
                 raise FailpointError(f"failpoint {name} was hit")
             case _:
-                raise ConfigError(
-                    f"failpoint {name}: action {action!r}; allowed: kill, stop, raise, sleep SECONDS"
-                )
+                raise ConfigError(f"failpoint {name}: action {action!r}; allowed: kill, stop, raise, sleep SECONDS")

@@ -74,9 +74,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError) as error:
             raise CheckpointError(f"{gguf} can't be converted: {error}") from error
         tied = model.config.tie_word_embeddings
-        tensors = {
-            k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")
-        }
+        tensors = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
         save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # the weights are plain floats now
@@ -86,9 +84,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         try:
             scratch.rename(folder)
         except OSError:
-            if not (
-                folder / "config.json"
-            ).is_file():  # else another process was faster, with the same result
+            if not (folder / "config.json").is_file():  # else another process was faster, with the same result
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

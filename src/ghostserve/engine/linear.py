@@ -76,7 +76,7 @@ class VocabLinear(ShardedLinear):
         self._communicator = communicator
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden `[1, rows, hidden]`; returns float32 logits `[1, rows, vocab]` on rank 0, `[1, 0, vocab]` elsewhere."""
+        """hidden `[1, rows, hidden]`; gives float32 `[1, rows, vocab]` on rank 0, `[1, 0, vocab]` elsewhere."""
         part = functional.linear(hidden[0], self.weight, self.bias).float()
         whole = self._communicator.gather_columns(part)
         if whole is None:

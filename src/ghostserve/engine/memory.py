@@ -21,16 +21,14 @@ _POISON = 0xFF  # NaN in every floating-point type: a slot that was not rebuilt 
 
 
 class EngineMemory:
-    """Owned by the coordinator; workers inherit the descriptors. Raises `MemoryBudgetError` where the host is too small."""
+    """Owned by the coordinator; workers inherit the descriptors. `MemoryBudgetError` if the host is too small."""
 
     def __init__(self, config: EngineConfig, spec: ModelSpec) -> None:
         self.layout = spec.cache_layout
         self.code: Code | None = make_code(config.parity, spec.shard_map.num_shards)
         self.store: ParityStore | None = None
         geometry = self._geometry(config, spec)
-        needed = self.layout.total_bytes * spec.tensor_parallel_size + (
-            geometry.total_bytes if geometry else 0
-        )
+        needed = self.layout.total_bytes * spec.tensor_parallel_size + (geometry.total_bytes if geometry else 0)
         available = available_memory()
         if needed > available:
             raise MemoryBudgetError(
@@ -105,9 +103,7 @@ class EngineMemory:
                 f"parity_memory {budget} can't hold the parity of one block ({least.total_bytes} bytes);"
                 " raise it, or choose --parity none"
             )
-        per_block = (
-            geometry(2).payload_bytes + geometry(2).record_bytes - least.payload_bytes - least.record_bytes
-        )
+        per_block = geometry(2).payload_bytes + geometry(2).record_bytes - least.payload_bytes - least.record_bytes
         fits = max(1, (budget - least.payload_offset) // per_block)
         while geometry(fits).total_bytes > budget:
             fits -= 1

@@ -13,6 +13,7 @@ __all__ = [
     "FromWorker",
     "Hello",
     "Join",
+    "Joined",
     "Load",
     "Loaded",
     "Ping",
@@ -30,7 +31,6 @@ __all__ = [
     "TasksDone",
     "ToWorker",
     "WorkerFailed",
-    "Joined",
 ]
 
 

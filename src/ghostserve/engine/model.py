@@ -60,7 +60,7 @@ class ShardedModel:
         files = {}
         for path in weight_files(Path(self.spec.path)):
             tensors = safe_open(path, framework="pt")
-            files.update(dict.fromkeys(tensors.keys(), tensors))
+            files.update(dict.fromkeys(tensors.keys(), tensors))  # type: ignore[no-untyped-call]
         total = 0
         for module_name, module in self._model.named_modules():
             for tensor_name, parameter in module.named_parameters(recurse=False):
@@ -68,19 +68,15 @@ class ShardedModel:
                 total += self._load_one(files, key, module, parameter, rank)
         return total
 
-    def _load_one(
-        self, files: dict[str, Any], key: str, module: nn.Module, target: nn.Parameter, rank: int
-    ) -> int:
+    def _load_one(self, files: dict[str, Any], key: str, module: nn.Module, target: nn.Parameter, rank: int) -> int:
         source = key
         if source not in files and self._tied and key == "lm_head.weight":
             source = next((name for name in files if name.endswith("embed_tokens.weight")), key)
         if source not in files:
             raise CheckpointError(f"{self.spec.path} has no tensor {key!r}")
         stored = files[source].get_slice(source)
-        if isinstance(module, ShardedLinear):
-            part = stored[module.part(rank, len(stored.get_shape()))]
-        else:
-            part = stored[:]
+        cut = module.part(rank, len(stored.get_shape())) if isinstance(module, ShardedLinear) else slice(None)
+        part = stored[cut]
         with torch.no_grad():
             if isinstance(module, VocabLinear):
                 target.zero_()
@@ -113,15 +109,11 @@ class ShardedModel:
             base.set_submodule(name, sharded)
         head = self._model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
-            raise UnsupportedModelError(
-                f"the language-model head is a {type(head).__name__}, not a linear layer"
-            )
+            raise UnsupportedModelError(f"the language-model head is a {type(head).__name__}, not a linear layer")
         self._model.set_output_embeddings(VocabLinear(head, self._communicator))
 
     def _check(self, name: str, module: nn.Module, features: int, parts: int) -> None:
         if not isinstance(module, nn.Linear):
-            raise UnsupportedModelError(
-                f"{name} is a {type(module).__name__}; only linear layers can be sharded"
-            )
+            raise UnsupportedModelError(f"{name} is a {type(module).__name__}; only linear layers can be sharded")
         if features % parts:
             raise UnsupportedModelError(f"the {features} features of {name} do not divide into {parts} parts")

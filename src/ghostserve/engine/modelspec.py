@@ -80,16 +80,12 @@ def inspect_checkpoint(config: EngineConfig) -> ModelSpec:
     heads = hf.num_attention_heads
     kv_heads = getattr(hf, "num_key_value_heads", None) or heads
     if heads % tp:
-        raise ConfigError(
-            f"tensor_parallel_size {tp} does not divide the {heads} attention heads of {folder}"
-        )
+        raise ConfigError(f"tensor_parallel_size {tp} does not divide the {heads} attention heads of {folder}")
     ShardMap.for_kv_heads(tp, kv_heads)
     check_weights(folder)
     limit = getattr(hf, "max_position_embeddings", None) or 2048
     if config.max_model_len is not None and config.max_model_len > limit:
-        raise ConfigError(
-            f"max_model_len {config.max_model_len} exceeds the model's max_position_embeddings {limit}"
-        )
+        raise ConfigError(f"max_model_len {config.max_model_len} exceeds the model's max_position_embeddings {limit}")
     dtype = config.dtype
     if dtype == "auto":
         dtype = str(getattr(hf, "dtype", None) or torch.float32).removeprefix("torch.")
@@ -144,9 +140,7 @@ def _read_config(folder: Path) -> Any:
 def _check_supported(hf: Any) -> None:
     kind = hf.model_type
     if type(hf) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedModelError(
-            f"model_type {kind!r} is no decoder that transformers can generate text with"
-        )
+        raise UnsupportedModelError(f"model_type {kind!r} is no decoder that transformers can generate text with")
     plan = getattr(hf, "base_model_tp_plan", None)
     if not plan:
         raise UnsupportedModelError(f"model_type {kind!r} has no tensor-parallel plan (base_model_tp_plan)")
@@ -159,9 +153,7 @@ def _check_supported(hf: Any) -> None:
         )
     for setting, meaning in _REFUSED_SETTINGS.items():
         if getattr(hf, setting, None):
-            raise UnsupportedModelError(
-                f"model_type {kind!r} uses {meaning} ({setting}), which is not supported"
-            )
+            raise UnsupportedModelError(f"model_type {kind!r} uses {meaning} ({setting}), which is not supported")
     types = set(getattr(hf, "layer_types", None) or ()) - _LAYER_TYPES
     if types:
         raise UnsupportedModelError(

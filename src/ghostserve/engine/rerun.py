@@ -8,6 +8,7 @@ code with recovery: no scheduler, no parity, no machine.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TypeVar
 
 from ghostserve.engine import messages as msg
@@ -20,7 +21,7 @@ from ghostserve.engine.serving import LoggedStep
 from ghostserve.errors import GhostServeError
 from ghostserve.parity.memory import SharedRegion
 
-__all__ = ["Difference", "Rerun", "rerun"]
+__all__ = ["Difference", "Rerun", "Undisturbed", "rerun"]
 
 _DEADLINE = 300.0
 _POISON = 0xFF
@@ -45,6 +46,87 @@ class Rerun:
     differences: tuple[Difference, ...]
 
 
+class Undisturbed:
+    """A fresh group of workers that nobody kills; a context manager. It can run one recording after another.
+
+    Raises `GhostServeError` if a worker fails: an undisturbed run has nobody to blame.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._arenas = [
+            SharedRegion.create(f"ghostserve-rerun-{r}", spec.cache_layout.total_bytes)
+            for r in range(spec.tensor_parallel_size)
+        ]
+        self._group = WorkerGroup(
+            WorkerConfig(
+                spec=spec,
+                parity="none",
+                arena_fds=tuple(arena.fd for arena in self._arenas),
+                store_fd=None,
+                num_parity_blocks=0,
+                threads=WorkerConfig.threads_for(spec.tensor_parallel_size),
+            )
+        )
+        self._workers: list[int] = []
+
+    def __enter__(self) -> "Undisturbed":
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        group = self._group
+        self._workers = workers = [group.spawn() for _ in range(self._spec.tensor_parallel_size)]
+        _collect(group, workers, msg.Hello)
+        for rank, worker in enumerate(workers):
+            group.send(worker, msg.Load(rank))
+        _collect(group, workers, msg.Loaded)
+        rendezvous = host_rendezvous()
+        for worker in workers:
+            group.send(worker, msg.Join(1, rendezvous.port))
+        _collect(group, workers, msg.Joined)
+
+    def compare(
+        self,
+        recording: Sequence[LoggedStep],
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Rerun:
+        """Run `recording` and compare every delivered token and logprob, bit by bit."""
+        used = {block for entry in recording for part in entry.plan.parts for block in part.blocks}
+        for arena in self._arenas:
+            _poison(arena, self._spec, used)
+        compared = 0
+        differences: list[Difference] = []
+        for done, entry in enumerate(recording):
+            on_progress(done, len(recording))
+            plan = msg.StepPlan(entry.plan.step, entry.plan.parts)
+            for worker in self._workers:
+                self._group.send(worker, msg.RunStep(1, plan))
+            answer = _collect(self._group, self._workers[:1], msg.StepDone)[0]
+            drawn = {sampled.request_id: sampled for sampled in answer.sampled}
+            for request_id, delivered in (entry.accepted or {}).items():
+                compared += 1
+                again = drawn.get(request_id)
+                if again != delivered:
+                    differences.append(Difference(plan.step, delivered, again))
+        on_progress(len(recording), len(recording))
+        return Rerun(compared, tuple(differences))
+
+    def close(self) -> None:
+        self._group.close()
+        for arena in self._arenas:
+            arena.close()
+
+
 def rerun(
     config: EngineConfig,
     spec: ModelSpec,
@@ -56,62 +138,8 @@ def rerun(
 
     Raises `GhostServeError` if a worker fails: an undisturbed run has nobody to blame.
     """
-    arenas = [
-        SharedRegion.create(f"ghostserve-rerun-{r}", spec.cache_layout.total_bytes)
-        for r in range(spec.tensor_parallel_size)
-    ]
-    used = {block for entry in recording for part in entry.plan.parts for block in part.blocks}
-    for arena in arenas:
-        _poison(arena, spec, used)
-    group = WorkerGroup(
-        WorkerConfig(
-            spec=spec,
-            parity="none",
-            arena_fds=tuple(arena.fd for arena in arenas),
-            store_fd=None,
-            num_parity_blocks=0,
-            threads=WorkerConfig.threads_for(spec.tensor_parallel_size),
-        )
-    )
-    try:
-        workers = [group.spawn() for _ in range(spec.tensor_parallel_size)]
-        _collect(group, workers, msg.Hello)
-        for rank, worker in enumerate(workers):
-            group.send(worker, msg.Load(rank))
-        _collect(group, workers, msg.Loaded)
-        rendezvous = host_rendezvous()
-        for worker in workers:
-            group.send(worker, msg.Join(1, rendezvous.port))
-        _collect(group, workers, msg.Joined)
-        return _compare(group, workers, recording, on_progress)
-    finally:
-        group.close()
-        for arena in arenas:
-            arena.close()
-
-
-def _compare(
-    group: WorkerGroup,
-    workers: list[int],
-    recording: Sequence[LoggedStep],
-    on_progress: Callable[[int, int], None],
-) -> Rerun:
-    compared = 0
-    differences: list[Difference] = []
-    for done, entry in enumerate(recording):
-        on_progress(done, len(recording))
-        plan = msg.StepPlan(entry.plan.step, entry.plan.parts)
-        for worker in workers:
-            group.send(worker, msg.RunStep(1, plan))
-        answer = _collect(group, workers[:1], msg.StepDone)[0]
-        drawn = {sampled.request_id: sampled for sampled in answer.sampled}
-        for request_id, delivered in (entry.accepted or {}).items():
-            compared += 1
-            again = drawn.get(request_id)
-            if again != delivered:
-                differences.append(Difference(plan.step, delivered, again))
-    on_progress(len(recording), len(recording))
-    return Rerun(compared, tuple(differences))
+    with Undisturbed(spec) as undisturbed:
+        return undisturbed.compare(recording, on_progress)
 
 
 def _collect(group: WorkerGroup, workers: Sequence[int], kind: type[M]) -> list[M]:

@@ -52,7 +52,5 @@ class StepRunner:
         if logits.shape[0] != len(drawn):
             return ()  # another rank than 0
         return tuple(
-            sample(logits[i], part.request_id, part.draw)
-            for i, part in enumerate(drawn)
-            if part.draw is not None
+            sample(logits[i], part.request_id, part.draw) for i, part in enumerate(drawn) if part.draw is not None
         )

@@ -39,9 +39,7 @@ class Request:
     def append(self, token: int) -> str | None:
         """Take the next token; returns the reason if it is the last."""
         self.tokens.append(token)
-        if token in self.params.stop_token_ids or (
-            token in self.eos_token_ids and not self.params.ignore_eos
-        ):
+        if token in self.params.stop_token_ids or (token in self.eos_token_ids and not self.params.ignore_eos):
             return "stop"
         return "length" if self.num_output >= self.params.max_tokens else None
 
@@ -58,6 +56,8 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         self.preempted: list[Request] = []
         """Requests that gave way since somebody last looked and cleared this."""
+        self.short_of_blocks = False
+        """True if a request had to wait for blocks when the last step was put together."""
 
     def add(self, request: Request) -> None:
         self.requests[request.request_id] = request
@@ -84,6 +84,7 @@ class Scheduler:
         """The parts of the next step, and everything that follows from having sent it. Empty: nothing can run."""
         budget = self._max_tokens
         parts: list[SequencePart] = []
+        self.short_of_blocks = False
         # Decodes first: a long prompt must not hold up those that already stream.
         for request in sorted(self.running, key=lambda r: len(r.tokens) - r.num_computed > 1):
             if request in self.running and budget > 0:
@@ -91,10 +92,12 @@ class Scheduler:
                 if part is not None:
                     parts.append(part)
                     budget -= len(part.token_ids)
-        while self.waiting and budget > 0 and len(self.running) < self._max_seqs:
+        # Nobody comes in while one that runs waits for blocks: the newcomer would take them away from it.
+        while self.waiting and budget > 0 and len(self.running) < self._max_seqs and not self.short_of_blocks:
             request = self.waiting[0]
             take = min(budget, len(request.tokens))
             if self._blocks.needed(take) > self._blocks.num_free:
+                self.short_of_blocks = True
                 break
             self.running.append(self.waiting.popleft())
             part = self._part(request, budget, taken=set())
@@ -123,6 +126,7 @@ class Scheduler:
         stop = request.num_computed + take
         missing = self._blocks.needed(stop) - len(request.blocks)
         if missing > self._blocks.num_free:
+            self.short_of_blocks = True
             self._make_room(request, taken)
             return None
         request.blocks += self._blocks.allocate(max(0, missing))
@@ -135,14 +139,14 @@ class Scheduler:
         )
 
     def _make_room(self, request: Request, taken: set[str]) -> None:
-        """Send the newest other request back to the queue, unless it has a part in this step already.
+        """Send the newest request back to the queue that has no part in this step yet; none older than `request`.
 
         Blocks rest before they are free again, so this helps later steps; while some rest, nobody has to go.
         """
         if self._blocks.has_resting:
             return
-        others = (r for r in reversed(self.running) if r is not request and r.request_id not in taken)
-        newest = next(others, None)
+        newer = self.running[self.running.index(request) + 1 :]
+        newest = next((r for r in reversed(newer) if r.request_id not in taken), None)
         if newest is not None:
             self.restart(newest)
             self.preempted.append(newest)

@@ -49,6 +49,8 @@ class Serving:
     step: int = 0
     log: dict[int, LoggedStep] = field(default_factory=dict)
     recording: list[LoggedStep] | None = None
+    pinned: set[int] = field(default_factory=set)
+    """Steps that a recovery has to run again: they stay in the log until answered, however far the watermark goes."""
     replay_mismatches: int = 0
     preemptions: int = 0
 
@@ -81,11 +83,13 @@ class Serving:
     def step_done(self, step: int, sampled: Sequence[Sampled]) -> list[Accepted]:
         """Rank 0 has answered a step: the tokens that are new. A replayed step gives none, and must repeat itself."""
         entry = self.log[step]
+        self.pinned.discard(step)
         if entry.accepted is not None:
             for again in sampled:
                 before = entry.accepted.get(again.request_id)
                 if before is not None and before != again:
                     self.replay_mismatches += 1
+            self._settle()
             return []
         entry.accepted = {}
         new: list[Accepted] = []
@@ -145,9 +149,21 @@ class Serving:
             states.append(KVState(request.request_id, tuple(ranges), missing + count_missing(ranges)))
         return states
 
+    def live_slots(self) -> list[SlotRange]:
+        """All slots that running requests have filled, committed or not."""
+        return [r for request in self.scheduler.running for r in self._ranges(request, 0, request.num_computed)]
+
     def steps_after_watermark(self) -> list[int]:
         """Steps to replay, in order."""
         return sorted(self.log)
+
+    def pin(self, steps: Sequence[int]) -> None:
+        """These steps are going to be replayed.
+
+        A step may be committed while an older one is not; then a newcomer gets its KV by the replay only, and must
+        get it even if the older one is committed before that.
+        """
+        self.pinned.update(steps)
 
     def owners(self, ranges: Sequence[SlotRange]) -> set[str]:
         """The requests that own any of these slots."""
@@ -172,6 +188,7 @@ class Serving:
             unanswered = {step for step, entry in self.log.items() if entry.accepted is None}
             self.recording = [e for e in self.recording if e.plan.step not in unanswered]
         self.log.clear()
+        self.pinned.clear()
         self.ledger.reset()
         self._settle()
         return restarted
@@ -213,7 +230,8 @@ class Serving:
         """Whatever the watermark has passed is over: log entries, resting blocks, parity blocks."""
         watermark = self.ledger.watermark
         for step in [s for s, entry in self.log.items() if s <= watermark and entry.accepted is not None]:
-            del self.log[step]
+            if step not in self.pinned:
+                del self.log[step]
         done = min([watermark, *(s - 1 for s in self.log)])
         self.blocks.reclaim(done)
         if self.budget is not None:

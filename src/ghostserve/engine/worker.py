@@ -29,8 +29,10 @@ from ghostserve.engine.failpoints import Failpoints
 from ghostserve.engine.launch import WorkerConfig
 from ghostserve.engine.model import ShardedModel
 from ghostserve.engine.runner import StepRunner
+from ghostserve.parity import paging
 from ghostserve.parity.geometry import StoreGeometry
 from ghostserve.parity.memory import SharedRegion
+from ghostserve.parity.ranges import SlotRange
 from ghostserve.parity.store import ParityStore
 from ghostserve.recovery.rebuild import rebuild
 
@@ -67,6 +69,7 @@ class Worker:
             )
             self._store = ParityStore.attach(config.store_fd, geometry)
             self._backend.warm_up()
+            paging.warm_up()
 
     def run(self) -> None:
         """Serve until told to stop, until the coordinator is gone, or until this worker itself is broken."""
@@ -162,7 +165,7 @@ class Worker:
         if self._rank == 0:
             self._channel.send(msg.StepDone(epoch, plan.step, sampled))
 
-    def _rebuild(self, lost_ranks: tuple[int, ...], ranges: Sequence[msg.SlotRange]) -> None:
+    def _rebuild(self, lost_ranks: tuple[int, ...], ranges: Sequence[SlotRange]) -> None:
         self._failpoints.hit("rebuild.begin", self._rank)
         done = msg.RebuildDone(self._epoch, self._rank, 0, 0, 0, 0, (), (), ())
         if ranges and not self._config.skip_rebuild and self._store is not None and self._code is not None:

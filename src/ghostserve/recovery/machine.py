@@ -65,6 +65,7 @@ class RecoveryMachine:
         self._released: set[int] = set()
         self._answered: set[int] = set()
         self._wiped: set[int] = set()
+        self._marked: set[str] = set()
         self._fresh = True
         self._probed_from = Phase.SERVING
         self._overdue = 0
@@ -86,10 +87,14 @@ class RecoveryMachine:
         self.starting.add(worker)
 
     def step_finished(self) -> None:
-        """A step was answered: the group works, earlier attempts are forgotten and a probe is pointless."""
-        self._attempts = 0
+        """A step was answered: a probe is pointless, and if it was a new one, earlier attempts are forgotten.
+
+        A replayed step proves nothing: one further on may be what kills the workers each time.
+        """
         if self.phase is Phase.PROBING:
             self.phase, self.deadline = self._probed_from, None
+        if self.phase is Phase.SERVING:
+            self._attempts = 0
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Command]:
         """What to do about `event`. Events of older epochs and of forgotten workers change nothing."""
@@ -132,16 +137,14 @@ class RecoveryMachine:
         kill: list[ev.Command] = [ev.Kill(worker, reason)]
         if worker in self.standbys:
             self.standbys.remove(worker)
-            return kill + (self._refill() if self.phase is Phase.SERVING else [])
+            return kill + self._refill()
         if worker in self.starting:
             self.starting.discard(worker)
             self._failed_spawns += 1
             if self._failed_spawns < self.settings.max_failed_spawns:
                 return kill + self._refill()
             if self._vacant():
-                return kill + self._give_up(
-                    f"{self._failed_spawns} workers in a row died while starting: {reason}"
-                )
+                return kill + self._give_up(f"{self._failed_spawns} workers in a row died while starting: {reason}")
             return kill
         rank = next((r for r, w in self.members.items() if w == worker), None)
         if rank is None:
@@ -168,9 +171,7 @@ class RecoveryMachine:
         self.epoch += 1
         self._attempts += 1
         if self._attempts > self.settings.max_attempts:
-            return self._give_up(
-                f"{self._attempts - 1} recoveries in a row without a finished step; last: {reason}"
-            )
+            return self._give_up(f"{self._attempts - 1} recoveries in a row without a finished step; last: {reason}")
         if self.timeline is None:
             self.timeline = ev.Timeline(now, reason)
         else:
@@ -182,6 +183,7 @@ class RecoveryMachine:
             self.lost_ranks.update(ranks)
         self.timeline.lost_ranks = tuple(sorted({*self.timeline.lost_ranks, *ranks}))
         self.timeline.mark("detected", now)
+        self._marked = set()
         self.phase = Phase.RELEASING
         self.deadline = now + self.settings.phase_deadline
         self._released = set()
@@ -209,8 +211,10 @@ class RecoveryMachine:
             self.members[rank] = worker
             self._released.add(worker)  # it was in no group
             commands.append(ev.Load(worker, rank))
-        if commands and self.timeline is not None and not self._vacant():
-            self.timeline.mark("spawned", now)
+        if commands:
+            self.deadline = now + self.settings.phase_deadline  # loading has its own time, starting took the rest
+            if not self._vacant():
+                self._mark("spawned", now)
         missing = len(self._vacant()) - len(self.starting) - self._spawning
         return commands + self._spawn(missing, cold=True)
 
@@ -225,13 +229,13 @@ class RecoveryMachine:
             if fresh:
                 self._wiped.update(fresh)
                 commands += [ev.Wipe(rank) for rank in fresh]
-            self._mark_once("released", now)
+            self._mark("released", now)
             if whole and everyone <= self._loaded:
-                self._mark_once("weights", now)
+                self._mark("weights", now)
                 members = tuple(self.members[rank] for rank in sorted(self.members))
                 return [*commands, *self._enter(Phase.REJOINING, now), ev.Join(self.epoch, members)]
         elif self.phase is Phase.REJOINING and everyone <= self._answered:
-            self._mark_once("rejoined", now)
+            self._mark("rejoined", now)
             commands += self._enter(Phase.REBUILDING, now)
             targets = tuple((self.members[rank], rank) for rank in sorted(self.lost_ranks))
             if targets:
@@ -242,15 +246,15 @@ class RecoveryMachine:
         return commands
 
     def _replay(self, now: float) -> list[ev.Command]:
-        self._mark_once("rebuilt", now)
+        self._mark("rebuilt", now)
         self.lost_ranks.clear()
         self._wiped.clear()
         return [*self._enter(Phase.REPLAYING, now), ev.Replay(self.epoch)]
 
     def _resume(self, now: float) -> list[ev.Command]:
         assert self.timeline is not None
-        self._mark_once("replayed", now)
-        self._mark_once("resumed", now)
+        self._mark("replayed", now)
+        self._mark("resumed", now)
         timeline, self.timeline = self.timeline, None
         self.phase, self.deadline, self._fresh = Phase.SERVING, None, False
         return [ev.Resume(self.epoch, timeline), *self._refill()]
@@ -274,7 +278,8 @@ class RecoveryMachine:
             self.deadline = now + self.settings.phase_deadline
             commands: list[ev.Command] = []
             for worker in sorted(self.starting) if self._vacant() else ():
-                commands += self._lost(worker, "not ready in time", now)
+                if self.phase is not Phase.FAILED:
+                    commands += self._lost(worker, "not ready in time", now)
             return commands
         return self._lose_all(late, f"no answer while {self.phase}", now)
 
@@ -312,7 +317,8 @@ class RecoveryMachine:
     def _refill(self) -> list[ev.Command]:
         """Keep the standbys' number up, and start what vacant ranks wait for."""
         vacant = len(self._vacant())
-        wanted = vacant + (self.settings.standbys if self.phase is Phase.SERVING else 0)
+        up = Phase.SERVING in (self.phase, self._probed_from if self.phase is Phase.PROBING else None)
+        wanted = vacant + (self.settings.standbys if up else 0)
         if self._failed_spawns >= self.settings.max_failed_spawns:
             return []
         return self._spawn(wanted - len(self.standbys) - len(self.starting) - self._spawning, cold=vacant > 0)
@@ -322,8 +328,10 @@ class RecoveryMachine:
         self._spawning += count
         return [ev.Spawn(cold)] * count
 
-    def _mark_once(self, phase: str, now: float) -> None:
-        if self.timeline is not None:
+    def _mark(self, phase: str, now: float) -> None:
+        """Note when the present epoch first got this far; what an earlier epoch noted is overwritten."""
+        if self.timeline is not None and phase not in self._marked:
+            self._marked.add(phase)
             self.timeline.marks = [mark for mark in self.timeline.marks if mark[0] != phase]
             self.timeline.mark(phase, now)
 

@@ -13,8 +13,8 @@ __all__ = ["KVState", "RecoveryPlan", "plan_recovery"]
 class KVState:
     """The KV of one request as of the watermark.
 
-    `ranges` are the slots that the steps up to the watermark wrote; `missing` counts those of them that have no committed
-    parity (never protected for want of host memory, or lost with the store).
+    `ranges` are the slots that the steps up to the watermark wrote; `missing` counts those of them that have
+    no committed parity (never protected for want of host memory, or lost with the store).
     """
 
     request_id: str
@@ -59,17 +59,11 @@ def plan_recovery(
     rebuild: list[SlotRange] = []
     recompute: dict[str, str] = {}
     for request in requests:
-        if request.missing and lost:
-            recompute[request.request_id] = (
-                f"{request.missing} of its {num_slots(request.ranges)} slots have no parity"
-            )
+        if request.missing:  # a copy from a replica needs the recorded checksums as well
+            recompute[request.request_id] = f"{request.missing} of its {num_slots(request.ranges)} slots have no parity"
         else:
             rebuild += request.ranges
-    how = (
-        f"decoded from {shard_map.num_shards - len(lost)} survivors and parity"
-        if lost
-        else "copied from replicas"
-    )
+    how = f"decoded from {shard_map.num_shards - len(lost)} survivors and parity" if lost else "copied from replicas"
     reasons = [
         f"{num_slots(rebuild)} slots of ranks {list(lost_ranks)} are {how}",
         f"{len(steps)} steps are replayed",

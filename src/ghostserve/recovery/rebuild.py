@@ -148,9 +148,7 @@ class _Rebuild:
         if not ranges:
             return
         if len(erased) > self.code.k:
-            self._fail(
-                ranges, f"shards {sorted(erased)} are lost or damaged, {self.code} rebuilds {self.code.k}"
-            )
+            self._fail(ranges, f"shards {sorted(erased)} are lost or damaged, {self.code} rebuilds {self.code.k}")
             return
         survivors = {s for s in erased - self.lost if s < self.code.n}
         outcome = wanted | survivors

@@ -1,0 +1,62 @@
+"""The work that the engine's benchmarks run: chat-sized streams on the demo's model, timed as a client sees them."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ghostserve.engine.config import EngineConfig
+from ghostserve.engine.engine import Engine
+from ghostserve.sampling import SamplingParams
+
+__all__ = ["Stream", "bench_config", "run_streams"]
+
+
+@dataclass
+class Stream:
+    """What one client got: token ids and when each came (monotonic seconds)."""
+
+    tokens: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+
+def bench_config(model: str, tensor_parallel_size: int, parity: str, *, standbys: int = 1) -> EngineConfig:
+    """The same settings for every variant but for what is compared."""
+    return EngineConfig(
+        model=model,
+        tensor_parallel_size=tensor_parallel_size,
+        parity=parity,
+        standbys=standbys,
+        kv_cache_memory=256 << 20,
+        max_num_seqs=16,
+        max_num_batched_tokens=256,
+    )
+
+
+def run_streams(
+    engine: Engine,
+    *,
+    count: int,
+    prompt_tokens: int,
+    max_tokens: int,
+    name: str,
+    on_token: Callable[[list[Stream]], None] = lambda streams: None,
+) -> list[Stream]:
+    """Run `count` greedy streams at once to their end; `on_token` sees all of them after every token."""
+    streams = [Stream() for _ in range(count)]
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    vocab = engine.spec.vocab_size
+
+    async def one(index: int) -> None:
+        # Any token ids do: what a benchmark needs of a prompt is its length. All start alike in every run.
+        prompt = [(index * 7919 + position * 104729) % vocab for position in range(prompt_tokens)]
+        async for output in engine.generate(f"{name}-{index}", prompt, params):
+            streams[index].tokens.append(output.token_id)
+            streams[index].times.append(time.monotonic())
+            on_token(streams)
+
+    async def everyone() -> None:
+        await asyncio.gather(*(one(index) for index in range(count)))
+
+    asyncio.run(everyone())
+    return streams

@@ -1,0 +1,28 @@
+"""Ten deaths in one engine's life leave nothing behind."""
+
+import os
+from pathlib import Path
+
+from scene import decoding, possessions, running
+
+DEATHS = 10
+
+
+def test_ten_kills_leave_nothing_behind(llama_4: str, tmp_path: Path) -> None:
+    shared_memory = sorted(os.listdir("/dev/shm"))
+    with running(tmp_path / "points", model=llama_4, tensor_parallel_size=2, parity="rs:1") as stage:
+        scene = stage.scene(standbys=2)
+        settled = possessions()
+        for death in range(DEATHS):
+            scene.stream(2, prompt=20, tokens=12)
+            scene.when(decoding(6)).kill(death % 2)
+            scene.finish(recoveries=death + 1)
+        stage.until(lambda: stage.calm(2), "the standbys never came back")
+        # Also while it lives: as many children, descriptors and threads as before.
+        assert {k: v for k, v in possessions().items() if not k.startswith("child")} == {
+            k: v for k, v in settled.items() if not k.startswith("child")
+        }
+        assert sum(k.startswith("child") for k in possessions()) == sum(k.startswith("child") for k in settled) == 4
+        scene.assert_undisturbed()
+    # `running` has compared this process's possessions with those before the engine.
+    assert sorted(os.listdir("/dev/shm")) == shared_memory
