@@ -4,6 +4,7 @@ The model's layers hold the communicator, not a process group: after a failure t
 layers go on with the next one.
 """
 
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -16,7 +17,9 @@ from ghostserve.errors import GhostServeError
 __all__ = ["Communicator", "CommunicatorError", "host_rendezvous"]
 
 _TIMEOUT = timedelta(seconds=1800)  # hangs are the coordinator's business: it has the step deadline
-_JOIN_TIMEOUT = timedelta(seconds=60)
+_JOIN_TIMEOUT = timedelta(seconds=15)  # everyone is loaded and was asked at once: this takes milliseconds
+_CONNECT_TIMEOUT = timedelta(seconds=5)  # the coordinator listens before it asks anyone to join
+_HOST = "127.0.0.1"
 
 
 class CommunicatorError(GhostServeError):
@@ -25,7 +28,7 @@ class CommunicatorError(GhostServeError):
 
 def host_rendezvous() -> TCPStore:
     """A rendezvous that the coordinator hosts on loopback; dropping it makes everyone who waits in it raise."""
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=_JOIN_TIMEOUT)
+    return TCPStore(_HOST, 0, is_master=True, wait_for_workers=False, timeout=_JOIN_TIMEOUT)
 
 
 class Communicator:
@@ -43,7 +46,10 @@ class Communicator:
         self.rank = rank
         self.in_collective = True
         try:
-            store = TCPStore("127.0.0.1", store_port, is_master=False, wait_for_workers=False, timeout=_JOIN_TIMEOUT)
+            # A TCPStore client tries again for its whole timeout where nobody listens any more: look first.
+            socket.create_connection((_HOST, store_port), _CONNECT_TIMEOUT.total_seconds()).close()
+            store = TCPStore(_HOST, store_port, is_master=False, wait_for_workers=False, timeout=_CONNECT_TIMEOUT)
+            store.set_timeout(_JOIN_TIMEOUT)
             dist.init_process_group(
                 "gloo",
                 store=PrefixStore(f"epoch-{epoch}", store),
@@ -52,7 +58,7 @@ class Communicator:
                 timeout=_JOIN_TIMEOUT,
             )
             dist.distributed_c10d._set_pg_timeout(_TIMEOUT)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise CommunicatorError(f"rank {rank} could not join epoch {epoch}: {error}") from error
         finally:
             self.in_collective = False

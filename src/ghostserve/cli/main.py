@@ -1,0 +1,234 @@
+"""The `ghostserve` command. What is heavy (torch, transformers) is imported inside the commands only."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter, Token
+
+from ghostserve import __version__
+from ghostserve.cli.sizes import parse_size
+from ghostserve.engine.config import EngineConfig
+from ghostserve.errors import ConfigError, GhostServeError
+
+__all__ = ["app", "main"]
+
+DEFAULTS = EngineConfig(model="")
+
+
+def _size(_: Any, tokens: Sequence[Token]) -> int:
+    return parse_size(tokens[0].value)
+
+
+Ranks = Annotated[int, Parameter(alias="-tp")]
+Size = Annotated[int, Parameter(converter=_size, n_tokens=1)]
+
+app = App(
+    name="ghostserve",
+    help="Keeps LLM streams alive, token for token, when a tensor-parallel worker dies.",
+    help_format="plaintext",
+    version=__version__,
+)
+
+
+@app.command
+def serve(
+    checkpoint: str,
+    *,
+    tensor_parallel_size: Ranks = DEFAULTS.tensor_parallel_size,
+    parity: str = DEFAULTS.parity,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    served_model_name: str | None = None,
+    dtype: str = DEFAULTS.dtype,
+    max_model_len: int | None = DEFAULTS.max_model_len,
+    max_num_seqs: int = DEFAULTS.max_num_seqs,
+    max_num_batched_tokens: int = DEFAULTS.max_num_batched_tokens,
+    block_size: int = DEFAULTS.block_size,
+    kv_cache_memory: Size = DEFAULTS.kv_cache_memory,
+    flush_tokens: int = DEFAULTS.flush_tokens,
+    max_unprotected_tokens: int = DEFAULTS.max_unprotected_tokens,
+    encoder: str = DEFAULTS.encoder,
+    parity_memory: Size | None = DEFAULTS.parity_memory,
+    standbys: int = DEFAULTS.standbys,
+    step_deadline: float = DEFAULTS.step_deadline,
+    seed: int = DEFAULTS.seed,
+    log_level: str = "info",
+) -> int:
+    """Serve a model over the OpenAI API.
+
+    Parameters
+    ----------
+    checkpoint
+        A transformers checkpoint folder, or a .gguf file.
+    tensor_parallel_size
+        Worker processes that share the model; must divide its attention heads.
+    parity
+        The code that protects the KV cache: none, xor, rdp, or rs:K to survive the loss of K ranks at once.
+    host
+        The address to listen on.
+    port
+        The port to listen on; 0 takes a free one.
+    served_model_name
+        The name that requests give as "model"; the checkpoint's own by default.
+    dtype
+        auto, float32, bfloat16 or float16.
+    max_model_len
+        Tokens that a prompt and its completion may have together.
+    max_num_seqs
+        Sequences that run at once.
+    max_num_batched_tokens
+        Tokens of one step over all sequences; long prompts are cut into chunks.
+    block_size
+        Tokens of one KV cache block.
+    kv_cache_memory
+        Bytes of KV cache over all ranks, such as 512M or 4G.
+    flush_tokens
+        Decode tokens of a sequence between two flushes to parity.
+    max_unprotected_tokens
+        The most tokens that may wait for their flush.
+    encoder
+        Who encodes a chunk: round_robin (one rank) or striped (all of them, a part each).
+    parity_memory
+        Host bytes for parity, such as 512M; enough for every block by default.
+    standbys
+        Pre-imported processes that wait to take a lost rank's place.
+    step_deadline
+        Seconds after which a step without an answer counts as a hang.
+    seed
+        Seeds the requests that bring no seed of their own.
+    log_level
+        debug, info, warning or error.
+    """
+    from ghostserve.cli.serve import run_server
+
+    config = EngineConfig(
+        model=checkpoint,
+        tensor_parallel_size=tensor_parallel_size,
+        dtype=dtype,
+        parity=parity,
+        flush_tokens=flush_tokens,
+        max_unprotected_tokens=max_unprotected_tokens,
+        encoder=encoder,
+        parity_memory=parity_memory,
+        block_size=block_size,
+        kv_cache_memory=kv_cache_memory,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        standbys=standbys,
+        step_deadline=step_deadline,
+        seed=seed,
+    )
+    return run_server(config, host=host, port=port, served_model_name=served_model_name, log_level=log_level)
+
+
+@app.command
+def demo(
+    *,
+    model: str | None = None,
+    tensor_parallel_size: Ranks = 3,
+    parity: str = "rs:1",
+    max_tokens: int = 96,
+    longest_prompt: int = 1500,
+    sabotage: str | None = None,
+    plain: bool = False,
+    svg: Path | None = None,
+) -> int:
+    """Kill two workers under six chat streams, then compare every token with an undisturbed run.
+
+    Exits with 0 only if both recoveries happened and every token and logprob is the same.
+
+    Parameters
+    ----------
+    model
+        A transformers checkpoint folder, or a .gguf file; the bundled SmolLM2-135M-Instruct by default.
+    tensor_parallel_size
+        Worker processes that share the model.
+    parity
+        The code that protects the KV cache: xor, rdp or rs:K.
+    max_tokens
+        Tokens that each stream generates.
+    longest_prompt
+        Tokens of the longest prompt; it is shorter where the model's context is.
+    sabotage
+        skip-rebuild: the newcomer keeps its poisoned KV, to prove that the comparison can fail.
+    plain
+        Lines instead of a live picture, as when the output is no terminal.
+    svg
+        Save the last picture as an SVG file.
+    """
+    from ghostserve.cli.demo import DemoSettings, run_demo
+
+    settings = DemoSettings(
+        model=model,
+        tensor_parallel_size=tensor_parallel_size,
+        parity=parity,
+        max_tokens=max_tokens,
+        longest_prompt=longest_prompt,
+        sabotage=sabotage,
+    )
+    return run_demo(settings, plain=plain, svg=svg)
+
+
+@app.command
+def bench(
+    which: str = "all",
+    /,
+    *,
+    model: str | None = None,
+    tensor_parallel_size: Ranks = 3,
+    parity: str = "rs:1",
+    rounds: int = 3,
+    output: Path | None = None,
+) -> None:
+    """Measure GhostServe on this machine: every figure is a ratio from one run.
+
+    Parameters
+    ----------
+    which
+        codes, overhead, pause, or all of them.
+    model
+        A transformers checkpoint folder, or a .gguf file; the bundled SmolLM2-135M-Instruct by default.
+    tensor_parallel_size
+        Worker processes that share the model.
+    parity
+        The code that protects the KV cache.
+    rounds
+        Pairs of runs that the overhead is the median of.
+    output
+        Write the figures to this file, as JSON.
+    """
+    from ghostserve.cli.bench import run_bench
+    from ghostserve.cli.bundled import bundled_model
+
+    run_bench(
+        which,
+        model=model or str(bundled_model()),
+        tensor_parallel_size=tensor_parallel_size,
+        parity=parity,
+        rounds=rounds,
+        output=output,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. An error is one line on stderr: 2 for bad settings, else 1."""
+    try:
+        code = app(
+            list(sys.argv[1:] if arguments is None else arguments),
+            result_action="return_value",
+            exit_on_error=False,
+            print_error=False,
+        )
+    except (CycloptsError, ConfigError) as error:
+        return _refuse(error, 2)
+    except GhostServeError as error:
+        return _refuse(error, 1)
+    return code if isinstance(code, int) else 0
+
+
+def _refuse(error: Exception, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,128 @@
+"""`ghostserve serve`: one engine behind the OpenAI-compatible server, from the first check to the last process."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from ghostserve.cli.logs import quiet_progress_bars, set_up_logging
+from ghostserve.engine.config import EngineConfig
+
+if TYPE_CHECKING:
+    from ghostserve.engine.engine import Engine
+
+__all__ = ["run_server"]
+
+log = logging.getLogger("ghostserve.serve")
+
+_WATCH_SECONDS = 1.0
+
+
+def run_server(
+    config: EngineConfig, *, host: str, port: int, served_model_name: str | None, log_level: str
+) -> int:
+    """Serve until SIGTERM or Ctrl-C; returns 0 after a clean stop. Raises `GhostServeError` if the engine dies.
+
+    The port is taken first and the checkpoint checked next, so that no worker is started in vain.
+    """
+    set_up_logging(log_level)
+    quiet_progress_bars()
+    with _stop_on_sigterm():
+        from ghostserve.server import bind
+
+        with bind(host, port) as listener:
+            engine = _start(config, served_model_name)
+            try:
+                asyncio.run(_serve(engine, listener))
+            finally:
+                _stop(engine)
+    return 0
+
+
+def _start(config: EngineConfig, served_model_name: str | None) -> "Engine":
+    with _progress() as say:
+        say("importing torch and transformers")
+        from ghostserve.engine.coordinator import Options
+        from ghostserve.engine.engine import Engine
+
+        say(f"checking {config.model}")
+
+        def observe(event: str, details: dict[str, object]) -> None:
+            if event == "phase" and details["phase"] == "rejoining":
+                say("the weights are loaded, the ranks join")
+
+        name = served_model_name or Path(config.model).resolve().name.removesuffix(".gguf")
+        engine = Engine(config, model_name=name, options=Options(observer=observe))
+        say(f"starting {config.tensor_parallel_size} workers, each imports and loads its weights")
+        try:
+            engine.start()
+        except BaseException:
+            engine.stop()
+            raise
+        return engine
+
+
+async def _serve(engine: "Engine", listener: socket.socket) -> None:
+    from ghostserve.server import create_app, serve
+
+    stop = asyncio.Event()
+    watcher = asyncio.create_task(_watch(engine, stop))
+
+    def ready(host: str, port: int) -> None:
+        config = engine.coordinator.config
+        log.info(
+            "serving %s on http://%s:%d with %d ranks, parity %s",
+            engine.model_name, host, port, config.tensor_parallel_size, config.parity,
+        )  # fmt: skip
+
+    try:
+        await serve(create_app(engine), listener=listener, on_ready=ready, stop=stop)
+    finally:
+        watcher.cancel()
+    await engine.check_health()
+
+
+async def _watch(engine: "Engine", stop: asyncio.Event) -> None:
+    """End the server when the engine is dead for good: whoever supervises this process has to know."""
+    while engine.coordinator.failure is None:
+        await asyncio.sleep(_WATCH_SECONDS)
+    stop.set()
+
+
+def _stop(engine: "Engine") -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # asked again: it is ending
+    log.info("stopping %d workers", engine.spec.tensor_parallel_size)
+    engine.stop()
+    log.info("stopped")
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """A SIGTERM before the server listens unwinds what has been started; later the server itself takes it."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Shows what the start is doing: a spinner on a terminal, log lines elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield log.info
+        return
+    with console.status("starting") as status:
+        yield status.update
