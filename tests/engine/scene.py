@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ghostserve.engine.communicator import host_rendezvous
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.coordinator import Options
 from ghostserve.engine.engine import Engine
@@ -364,7 +365,8 @@ class Scene:
 
 @contextmanager
 def running(folder: Path, *, skip_rebuild: bool = False, **settings: object) -> Iterator[Stage]:
-    """An engine for several scenes; `folder` is where its failpoints lie. When it has stopped, nothing is left of it."""
+    """An engine for several scenes, with its failpoints in `folder`. When it has stopped, nothing is left of it."""
+    host_rendezvous()  # what a process's first one takes for good, such as libuv's signal pipe, is no leak
     owned = possessions()
     folder.mkdir(parents=True, exist_ok=True)
     before = os.environ.get(ENVIRONMENT)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from scene import Moment, Stage, decoding, phase, replaying, running
+from scene import Stage, decoding, phase, running
 
 # Where the second death strikes: (when the failpoint is set, its name). Rank 0 is the first to die.
 DURING = {

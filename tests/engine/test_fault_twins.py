@@ -1,4 +1,4 @@
-"""The proof that the checks can fail: a newcomer that keeps its poisoned KV must be found out, and the KV really goes."""
+"""The proof that the checks can fail: a newcomer that keeps its poisoned KV is found out, and the KV really goes."""
 
 from pathlib import Path
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 from scene import decoding, prefilling, running
 
 

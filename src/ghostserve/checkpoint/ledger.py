@@ -95,7 +95,10 @@ class CheckpointLedger:
             self._hold((step,))
 
     def due(self, step: int, everything: bool = False) -> list[FlushTask]:
-        """Close `step`; the tasks to run right after it. What is due now forms one chunk; `everything`: all that waits."""
+        """Close `step`; the tasks to run right after it. What is due now forms one chunk.
+
+        `everything`: all that waits is due.
+        """
         if step != self._begun or step == self._closed:
             raise ValueError(
                 f"step {step} is not under way: {self._begun} has begun and {self._closed} is closed"

@@ -35,6 +35,7 @@ app = App(
 @app.command
 def serve(
     checkpoint: str,
+    /,
     *,
     tensor_parallel_size: Ranks = DEFAULTS.tensor_parallel_size,
     parity: str = DEFAULTS.parity,
@@ -131,7 +132,7 @@ def demo(
     tensor_parallel_size: Ranks = 3,
     parity: str = "rs:1",
     max_tokens: int = 96,
-    longest_prompt: int = 1500,
+    longest_prompt: int = 1450,
     sabotage: str | None = None,
     plain: bool = False,
     svg: Path | None = None,
@@ -151,7 +152,7 @@ def demo(
     max_tokens
         Tokens that each stream generates.
     longest_prompt
-        Tokens of the longest prompt; it is shorter where the model's context is.
+        Tokens of the longest prompt, without its chat template; fewer where the model's context is short.
     sabotage
         skip-rebuild: the newcomer keeps its poisoned KV, to prove that the comparison can fail.
     plain

@@ -25,9 +25,7 @@ log = logging.getLogger("ghostserve.serve")
 _WATCH_SECONDS = 1.0
 
 
-def run_server(
-    config: EngineConfig, *, host: str, port: int, served_model_name: str | None, log_level: str
-) -> int:
+def run_server(config: EngineConfig, *, host: str, port: int, served_model_name: str | None, log_level: str) -> int:
     """Serve until SIGTERM or Ctrl-C; returns 0 after a clean stop. Raises `GhostServeError` if the engine dies.
 
     The port is taken first and the checkpoint checked next, so that no worker is started in vain.

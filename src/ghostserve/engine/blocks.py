@@ -16,7 +16,8 @@ class BlockManager:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._free = deque(range(num_blocks))
+        # The block that was freed last is taken first: its pages are there already, in every process that maps them.
+        self._free = list(reversed(range(num_blocks)))
         self._resting: deque[tuple[int, tuple[int, ...]]] = deque()
         self._generations = [0] * num_blocks
 
@@ -43,7 +44,7 @@ class BlockManager:
         """Take `count` blocks, each in a new generation. The caller has looked at `num_free`."""
         if count > len(self._free):
             raise GhostServeError(f"{count} blocks asked for, {len(self._free)} are free")
-        blocks = [self._free.popleft() for _ in range(count)]
+        blocks = [self._free.pop() for _ in range(count)]
         for block in blocks:
             self._generations[block] = (self._generations[block] + 1) & 0xFFFFFFFF
         return blocks

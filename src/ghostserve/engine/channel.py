@@ -39,6 +39,7 @@ class Channel(Generic[In]):
         self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(incoming)
         self._encoder = msgspec.msgpack.Encoder()
         self._lock = threading.Lock()
+        self._cut = False
         self._buffer = bytearray()
         # A stopped process does not read: the coordinator must not wait for it for ever.
         seconds = int(_SEND_TIMEOUT)
@@ -49,15 +50,19 @@ class Channel(Generic[In]):
         return self.socket.fileno()
 
     def send(self, message: msgspec.Struct) -> None:
-        """Raises `ChannelClosedError` if the other end is gone or has not read for ten seconds."""
+        """Raises `ChannelClosedError` if the other end is gone or has not read for ten seconds, then and ever after."""
         payload = self._encoder.encode(message)
         if len(payload) > MAX_MESSAGE:
             raise GhostServeError(f"a message of {len(payload)} bytes exceeds the limit of {MAX_MESSAGE}")
-        try:
-            with self._lock:
+        with self._lock:
+            # Part of a message may have gone out: another one behind it would be read as its rest.
+            if self._cut:
+                raise ChannelClosedError("the other end did not take an earlier message")
+            try:
                 self.socket.sendall(_LENGTH.pack(len(payload)) + payload)
-        except OSError as error:
-            raise ChannelClosedError(f"the other end does not take messages: {error}") from error
+            except OSError as error:
+                self._cut = True
+                raise ChannelClosedError(f"the other end does not take messages: {error}") from error
 
     def receive(self) -> In:
         """The next message; blocks. Raises `ChannelClosedError` at the end of the stream."""
@@ -97,6 +102,9 @@ class Channel(Generic[In]):
         end = _LENGTH.size + length
         if len(self._buffer) < end:
             return None
-        message = self._decoder.decode(memoryview(self._buffer)[_LENGTH.size : end])
+        try:
+            message = self._decoder.decode(bytes(memoryview(self._buffer)[_LENGTH.size : end]))
+        except msgspec.DecodeError as error:
+            raise ChannelClosedError(f"a message can't be read: {error}") from error
         del self._buffer[:end]
         return message

@@ -96,6 +96,8 @@ class Coordinator(threading.Thread):
         self._driver = RecoveryDriver(machine, self._group, self._memory, self.serving, self._options.observer)
         self._running_step: int | None = None
         self._step_due = 0.0
+        self._oldest_flush: tuple[int, int] | None = None
+        self._flush_due = 0.0
         self._counts: Counter[str] = Counter()
         self._status = self._snapshot()
 
@@ -201,11 +203,25 @@ class Coordinator(threading.Thread):
         epoch = machine.epoch
         if self._running_step is not None and time.monotonic() > self._step_due and machine.phase is not Phase.PROBING:
             self._driver.tell(ev.StepOverdue(self._running_step))
+        self._watch_flushes()
         self._driver.tick()
         if machine.epoch != epoch:
             self._running_step = None
         if machine.phase is Phase.SERVING and not self._serving_once.is_set():
             self._serving_once.set()
+
+    def _watch_flushes(self) -> None:
+        """A step's deadline does not see a flush that hangs: the oldest one has a deadline of its own."""
+        machine, now = self._driver.machine, time.monotonic()
+        oldest = next((t for t in self.serving.ledger.outstanding if t.step != self._running_step), None)
+        if machine.phase is not Phase.SERVING or oldest is None:
+            self._oldest_flush = None
+        elif self._oldest_flush != (machine.epoch, oldest.task_id):
+            self._oldest_flush = (machine.epoch, oldest.task_id)
+            self._flush_due = now + self.config.step_deadline
+        elif now > self._flush_due:
+            worker = machine.members[oldest.encoder]
+            self._driver.tell(ev.WorkerLost(worker, f"hangs in the flush of step {oldest.step}"))
 
     def _send_next(self) -> None:
         if self._running_step is not None:
@@ -213,7 +229,7 @@ class Coordinator(threading.Thread):
         phase = self._driver.machine.phase
         if phase is Phase.REPLAYING:
             if self._driver.replay:
-                self._send(self.serving.log[self._driver.replay[0]].plan)
+                self._send(self.serving.replay_plan(self._driver.replay[0]))
         elif phase is Phase.SERVING:
             plan = self.serving.next_plan()
             if plan is not None:
@@ -262,6 +278,7 @@ class Coordinator(threading.Thread):
             sink(error)
         self._sinks.clear()
         self._group.close()
+        self._driver.close()
         self._status = self._snapshot()
         self._memory.close()
         self._serving_once.set()

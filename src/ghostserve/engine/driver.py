@@ -55,6 +55,10 @@ class RecoveryDriver:
     def start(self) -> None:
         self._carry_out(self.machine.start(time.monotonic()))
 
+    def close(self) -> None:
+        """Give the rendezvous' sockets and thread back."""
+        self._rendezvous = None
+
     def tick(self) -> None:
         self.tell(ev.Tick())
 

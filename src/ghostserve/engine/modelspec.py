@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ghostserve.engine.config import EngineConfig
+from ghostserve.engine.config import DTYPES, EngineConfig
 from ghostserve.errors import CheckpointError, ConfigError, UnsupportedModelError
 from ghostserve.parity.geometry import CacheLayout, ShardMap
 
@@ -76,19 +77,22 @@ def inspect_checkpoint(config: EngineConfig) -> ModelSpec:
     folder = Path(config.model)
     hf = _read_config(folder)
     _check_supported(hf)
+    _check_sizes(folder, hf)
     tp = config.tensor_parallel_size
     heads = hf.num_attention_heads
     kv_heads = getattr(hf, "num_key_value_heads", None) or heads
     if heads % tp:
         raise ConfigError(f"tensor_parallel_size {tp} does not divide the {heads} attention heads of {folder}")
     ShardMap.for_kv_heads(tp, kv_heads)
-    check_weights(folder)
+    _check_tensors(folder, hf, check_weights(folder))
     limit = getattr(hf, "max_position_embeddings", None) or 2048
     if config.max_model_len is not None and config.max_model_len > limit:
         raise ConfigError(f"max_model_len {config.max_model_len} exceeds the model's max_position_embeddings {limit}")
     dtype = config.dtype
     if dtype == "auto":
         dtype = str(getattr(hf, "dtype", None) or torch.float32).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype {dtype!r} of {folder} is not supported; allowed: {', '.join(DTYPES)}")
     spec = ModelSpec(
         path=str(folder),
         model_type=hf.model_type,
@@ -132,9 +136,16 @@ def _read_config(folder: Path) -> Any:
         raise CheckpointError(f"{file} names no model_type: not a transformers checkpoint")
     try:
         hf = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise CheckpointError(f"{file}: model_type {raw['model_type']!r} can't be used: {error}") from error
+    except Exception as error:
+        raise CheckpointError(f"{file}: model_type {raw['model_type']!r} can't be used: {error!r}") from error
     return hf
+
+
+def _check_sizes(folder: Path, hf: Any) -> None:
+    for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
+        value = getattr(hf, name, None)
+        if not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"{folder / 'config.json'}: {name} must be at least 1, not {value!r}")
 
 
 def _check_supported(hf: Any) -> None:
@@ -167,7 +178,7 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index} is damaged: {error}") from error
         files = [folder / name for name in names]
     else:
@@ -178,14 +189,31 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def check_weights(folder: Path) -> None:
-    """Open every weight file; a truncated one is found here, before any worker starts."""
+def check_weights(folder: Path) -> dict[str, list[int]]:
+    """Open every weight file, so that a truncated one is found before any worker starts; tensor -> shape."""
+    shapes: dict[str, list[int]] = {}
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
-                tensors.keys()
+                shapes.update({name: tensors.get_slice(name).get_shape() for name in tensors.keys()})  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is damaged or half-written: {error}") from error
+    return shapes
+
+
+def _check_tensors(folder: Path, hf: Any, shapes: dict[str, list[int]]) -> None:
+    """Every parameter of the model must be there, in its shape."""
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(hf, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if name == "lm_head.weight" and name not in shapes and getattr(hf, "tie_word_embeddings", False):
+            continue
+        if name not in shapes:
+            raise CheckpointError(f"{folder} has no tensor {name!r}: config.json and weights do not fit")
+        if shapes[name] != list(parameter.shape):
+            raise CheckpointError(
+                f"{folder}: tensor {name!r} has shape {shapes[name]}, config.json asks for {list(parameter.shape)}"
+            )
 
 
 def _eos(folder: Path, hf: Any) -> tuple[int, ...]:
@@ -193,7 +221,10 @@ def _eos(folder: Path, hf: Any) -> tuple[int, ...]:
     file = folder / "generation_config.json"
     sources = [getattr(hf, "eos_token_id", None)]
     if file.is_file():
-        sources.append(json.loads(file.read_text()).get("eos_token_id"))
+        try:
+            sources.append(json.loads(file.read_text()).get("eos_token_id"))
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{file} can't be read: {error}") from error
     for source in sources:
         if source is not None:
             found.update(source if isinstance(source, list) else [source])

@@ -29,6 +29,8 @@ class StepRunner:
 
     def run(self, plan: StepPlan) -> tuple[Sampled, ...]:
         """The tokens drawn on rank 0, nothing on the others. Raises `CommunicatorError` if a peer dies."""
+        if not plan.parts:
+            return ()  # a step that only flushes
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []

@@ -26,7 +26,8 @@ def sample(logits: torch.Tensor, request_id: str, draw: Draw) -> Sampled:
 
 
 def _draw(logits: torch.Tensor, draw: Draw) -> int:
-    scaled = logits / draw.temperature
+    # From the maximum down: a tiny temperature sends the others to -inf, where it would send many to +inf alike.
+    scaled = (logits - logits.max()) / draw.temperature
     values, tokens = scaled.sort(descending=True, stable=True)
     keep = torch.ones_like(values, dtype=torch.bool)
     if 0 < draw.top_k < keep.numel():

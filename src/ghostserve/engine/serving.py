@@ -6,6 +6,8 @@ Without I/O and without a clock: the coordinator says what was answered, this sa
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ghostserve.checkpoint.ledger import CheckpointLedger
 from ghostserve.engine.blocks import BlockManager
 from ghostserve.engine.messages import Sampled, SequencePart, StepPlan
@@ -57,7 +59,10 @@ class Serving:
     # ---- steps
 
     def next_plan(self) -> StepPlan | None:
-        """The next step, or None if nothing can run now (no request, no block, or flushes are too far behind)."""
+        """The next step, or None if nothing can run now (no request, no block, or flushes are too far behind).
+
+        A step without parts only flushes: what waits for a fuller chunk holds back blocks that somebody needs.
+        """
         if self.step - self.ledger.watermark > self.max_lag:
             return None
         step = self.step + 1
@@ -67,13 +72,15 @@ class Serving:
         self.preemptions += len(self.scheduler.preempted)
         self.scheduler.preempted.clear()
         self._settle()
-        if not parts:
+        starved = self.scheduler.short_of_blocks and self.blocks.has_resting
+        if not parts and not (starved and self.ledger.waiting_tokens):
             return None
         self.step = step
+        lagging = step - self.ledger.watermark > self.max_lag // 2
         self.ledger.begin(step)
         for part in parts:
             self._protect(step, part)
-        tasks = self.ledger.due(step)
+        tasks = self.ledger.due(step, everything=starved or lagging)
         entry = LoggedStep(StepPlan(step, tuple(parts), tuple(tasks)))
         self.log[step] = entry
         if self.recording is not None:
@@ -85,10 +92,7 @@ class Serving:
         entry = self.log[step]
         self.pinned.discard(step)
         if entry.accepted is not None:
-            for again in sampled:
-                before = entry.accepted.get(again.request_id)
-                if before is not None and before != again:
-                    self.replay_mismatches += 1
+            self._compare(entry, sampled)
             self._settle()
             return []
         entry.accepted = {}
@@ -133,9 +137,7 @@ class Serving:
         later: dict[str, int] = {}
         for entry in self.log.values():
             for part in entry.plan.parts:
-                request = self.scheduler.requests.get(part.request_id)
-                # A part from before the request was sent back to the queue speaks of other blocks.
-                if request is not None and request.blocks[:1] == list(part.blocks[:1]):
+                if self._is_present(part):
                     later.setdefault(part.request_id, part.start)
         states = []
         for request in self.scheduler.running:
@@ -156,6 +158,13 @@ class Serving:
     def steps_after_watermark(self) -> list[int]:
         """Steps to replay, in order."""
         return sorted(self.log)
+
+    def replay_plan(self, step: int) -> StepPlan:
+        """A step of the log as it is to be run again: of its flushes only those that are not committed.
+
+        One that is committed would for a moment not be, and nobody would wait for it before its blocks are reused.
+        """
+        return msgspec.structs.replace(self.log[step].plan, flush=self.ledger.outstanding_after(step))
 
     def pin(self, steps: Sequence[int]) -> None:
         """These steps are going to be replayed.
@@ -219,6 +228,21 @@ class Serving:
             generation = self.blocks.generation(block)
             ranges.append(SlotRange(block, generation, -1 if place is None else place, first, last))
         return ranges
+
+    def _is_present(self, part: SequencePart) -> bool:
+        """True if the part's KV still is its request's: not if that is over, or was sent back to the queue since."""
+        request = self.scheduler.requests.get(part.request_id)
+        # A block rests while the log speaks of it, so after a restart the first one is another.
+        return request is not None and request.blocks[:1] == list(part.blocks[:1])
+
+    def _compare(self, entry: LoggedStep, sampled: Sequence[Sampled]) -> None:
+        """A replay must repeat itself, except for requests whose KV nobody rebuilds any more."""
+        assert entry.accepted is not None
+        present = {part.request_id for part in entry.plan.parts if self._is_present(part)}
+        for again in sampled:
+            before = entry.accepted.get(again.request_id)
+            if again.request_id in present and before is not None and before != again:
+                self.replay_mismatches += 1
 
     def _forget(self, request: Request) -> None:
         """The request's KV is not needed any more: nothing new of it is flushed."""

@@ -1,0 +1,91 @@
+"""Flags, help and errors: one line on stderr, the right exit code, and nothing started."""
+
+import socket
+import time
+
+import pytest
+from cli_command import RunCommand
+
+from ghostserve import __version__
+from ghostserve.cli.main import main
+from ghostserve.cli.sizes import parse_size, show_size
+from ghostserve.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("17", 17), ("512M", 512 << 20), ("4G", 4 << 30), ("1.5GiB", 3 << 29), ("8 kb", 8192)]
+)
+def test_sizes(text: str, count: int) -> None:
+    assert parse_size(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1", "4X", "1e9", "lots"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no size"):
+        parse_size(text)
+
+
+def test_sizes_are_shown_short() -> None:
+    assert [show_size(n) for n in (0, 1023, 1536, 48 << 20)] == ["0 B", "1023 B", "1.5 KiB", "48.0 MiB"]
+
+
+def test_help_is_fast_and_version_is_known(ghostserve: RunCommand) -> None:
+    started = time.monotonic()
+    helped = ghostserve("--help")
+    # Importing torch alone takes longer than this.
+    assert time.monotonic() - started < 3
+    assert helped.returncode == 0
+    assert all(command in helped.stdout for command in ("serve", "demo", "bench"))
+    assert ghostserve("--version").stdout.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve"], "CHECKPOINT"),
+        (["serve", "x", "--bogus"], "--bogus"),
+        (["serve", "x", "-tp", "three"], "-tp"),
+        (["serve", "x", "-tp", "0"], "tensor_parallel_size must be at least 1, not 0"),
+        (["serve", "x", "--kv-cache-memory", "4X"], "'4X' is no size"),
+        (["serve", "x", "--encoder", "all"], "allowed: round_robin, striped"),
+        (["serve", "x", "--dtype", "int3"], "dtype 'int3' is unknown"),
+        (["serve", "x", "--log-level", "loud"], "log level 'loud' is unknown"),
+        (["serve", "x", "--port", "70000"], "port is 70000"),
+        (["demo", "--sabotage", "luck"], "sabotage 'luck' is unknown; allowed: skip-rebuild"),
+        (["demo", "--parity", "none"], "parity is 'none'"),
+        (["demo", "--max-tokens", "2"], "max_tokens must be at least 24, not 2"),
+        (["demo", "--svg", "/no/such/folder/x.svg"], "folder does not exist"),
+        (["bench", "luck"], "benchmark 'luck' is unknown"),
+    ],
+)
+def test_bad_settings(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_a_checkpoint_that_is_missing(ghostserve: RunCommand) -> None:
+    done = ghostserve("serve", "/no/such/model", "--port", "0", "--log-level", "error")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: checkpoint '/no/such/model' does not exist")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_code_that_nobody_knows(ghostserve: RunCommand, tiny: str) -> None:
+    done = ghostserve("serve", tiny, "-tp", "3", "--parity", "magic:2", "--port", "0", "--log-level", "error")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "'magic:2'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use(ghostserve: RunCommand, tiny: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = ghostserve("serve", tiny, "--port", str(port), "--log-level", "error")
+    assert done.returncode == 2
+    assert done.stderr == f"error: port {port} on 127.0.0.1 is in use; choose another with --port\n"
