@@ -14,9 +14,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int = 16
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
-    logprobs: int | None = (
-        None  # None: none; else the number of top alternatives, beside the chosen token's own
-    )
+    logprobs: int | None = None  # None: none; else the number of top alternatives, beside the chosen token's own
     ignore_eos: bool = False
 
 
@@ -26,6 +24,4 @@ class TokenOutput(msgspec.Struct, frozen=True):
     token_id: int
     logprob: float | None
     top_logprobs: tuple[tuple[int, float], ...] = ()
-    finish_reason: str | None = (
-        None  # "stop": this token is an EOS or stop token; "length": no more were allowed
-    )
+    finish_reason: str | None = None  # "stop": this token is an EOS or stop token; "length": no more were allowed

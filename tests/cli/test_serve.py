@@ -97,14 +97,14 @@ def test_streams_go_on_over_a_kill(server: tuple["subprocess.Popen[bytes]", str,
 
 def test_sigterm_while_it_starts(tiny: str) -> None:
     process = subprocess.Popen(
-        [COMMAND, "serve", tiny, "-tp", "2", "--parity", "none", "--port", "0"],
+        [COMMAND, "serve", tiny, "-tp", "3", "--parity", "none", "--port", "0"],
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,
     )
     assert process.stderr is not None
     with process, process.stderr:
-        while "starting 2 workers" not in process.stderr.readline():
+        while "starting 3 workers" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, process.stderr.read()

@@ -41,7 +41,7 @@ from ghostserve.status import RecoveryRecord
 
 __all__ = ["Scene", "Stage", "Stream", "anything", "decoding", "phase", "prefilling", "replaying", "resumed", "running"]
 
-PATIENCE = 60.0
+PATIENCE = 45.0
 DEFAULTS = {"kv_cache_memory": 1 << 22, "max_num_seqs": 8, "max_num_batched_tokens": 64, "standbys": 2}
 
 Moment = Callable[[str, dict[str, object]], bool]
@@ -174,9 +174,7 @@ class Stage:
         self._random = random.Random(7)
         self._requests = 0
         self._undisturbed: Undisturbed | None = None
-        self.engine = Engine(
-            config, options=Options(observer=self._observe, record=True, skip_rebuild=skip_rebuild)
-        )
+        self.engine = Engine(config, options=Options(observer=self._observe, record=True, skip_rebuild=skip_rebuild))
 
     def scene(self, standbys: int = 1) -> "Scene":
         """A new scene begins with all ranks up and (where the settings have any) `standbys` of them ready."""

@@ -10,9 +10,7 @@ from ghostserve.parity.ranges import SlotRange
 
 
 def test_without_a_rebuild_tokens_differ(llama_4: str, tmp_path: Path) -> None:
-    with running(
-        tmp_path / "points", model=llama_4, tensor_parallel_size=2, standbys=1, skip_rebuild=True
-    ) as stage:
+    with running(tmp_path / "points", model=llama_4, tensor_parallel_size=2, standbys=1, skip_rebuild=True) as stage:
         scene = stage.scene()
         scene.stream(4, prompt=60, tokens=24)
         scene.when(decoding(8)).kill(1)

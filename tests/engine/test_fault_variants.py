@@ -35,8 +35,8 @@ def test_bfloat16_with_rare_striped_flushes(llama_3: str, tmp_path: Path) -> Non
         standbys=2,
     ) as stage:
         scene = stage.scene()
-        scene.stream(6, prompt=40, tokens=24)
-        scene.when(prefilling(at_least=30)).kill(1)
+        scene.stream(6, prompt=130, tokens=24)
+        scene.when(prefilling(at_least=60)).kill(1)
         scene.when(decoding(10)).kill(0, 2)
         scene.finish()
         assert sum(record.recomputed_requests for record in scene.recoveries) == 0

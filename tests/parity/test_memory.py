@@ -68,9 +68,7 @@ def test_pages_are_taken_lazily():
 
 
 def test_more_than_the_host_has_is_refused_in_readable_units():
-    with pytest.raises(
-        MemoryBudgetError, match=r"needs 1024\.0 TiB of host memory.*available: lower"
-    ) as error:
+    with pytest.raises(MemoryBudgetError, match=r"needs 1024\.0 TiB of host memory.*available: lower") as error:
         SharedRegion.create("parity", 1 << 50)
     assert error.value.needed == 1 << 50
     assert 0 < error.value.available < 1 << 50

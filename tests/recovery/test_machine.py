@@ -304,6 +304,19 @@ def test_if_every_rank_waits_the_group_is_formed_anew_and_nobody_is_killed():
     assert story.machine.lost_ranks == set()
 
 
+def test_a_slow_step_that_every_rank_computes_is_spared_once():
+    story = serving()
+    for verdict in ("spared", "killed"):
+        story.tell(ev.StepOverdue(7))
+        for worker in (0, 1, 2):
+            story.tell(ev.Probed(worker, waiting=False), 0.1)
+        commands = story.tell(ev.Tick(), 1.0)
+        if verdict == "spared":
+            assert commands == []
+            assert story.machine.phase is Phase.SERVING
+    assert kinds(commands)[:3] == [ev.Kill] * 3, "who hangs for two deadlines is not just slow"
+
+
 @pytest.mark.parametrize("phase", [Phase.SERVING, Phase.REPLAYING])
 def test_a_step_that_ends_while_probing_ends_the_probe(phase):
     story = serving()

@@ -27,9 +27,7 @@ class Group:
     def __init__(self, code, world=4, heads=None, ranges=RANGES):
         self.shard_map = ShardMap.for_kv_heads(world, heads or world)
         self.code = make_code(code, self.shard_map.num_shards)
-        shards = np.random.default_rng(3).integers(
-            0, POISON, (self.code.n, LAYOUT.total_bytes), dtype=np.uint8
-        )
+        shards = np.random.default_rng(3).integers(0, POISON, (self.code.n, LAYOUT.total_bytes), dtype=np.uint8)
         self.truth = [shards[self.shard_map.shard_of(rank)] for rank in range(world)]
         self.arenas = [arena.copy() for arena in self.truth]
         geometry = StoreGeometry(self.code.n, self.code.k, 6, LAYOUT.block_size, LAYOUT.slot_bytes)
@@ -54,9 +52,7 @@ class Group:
         return rebuild(**self.parts, lost_ranks=lost, ranges=ranges, **more)
 
     def whole(self, rank, ranges=RANGES):
-        return np.array_equal(
-            gather(self.arenas[rank], LAYOUT, ranges), gather(self.truth[rank], LAYOUT, ranges)
-        )
+        return np.array_equal(gather(self.arenas[rank], LAYOUT, ranges), gather(self.truth[rank], LAYOUT, ranges))
 
     def poisoned(self, rank, ranges=RANGES):
         return (gather(self.arenas[rank], LAYOUT, ranges) == POISON).all()

@@ -13,10 +13,7 @@ from ghostserve.server import EngineStatus, RankStatus, RecoveryRecord, StandbyS
 
 MODEL = "tiny"
 MAX_MODEL_LEN = 512
-TEXT = (
-    "the quick brown fox jumps over the lazy dog. the ghost keeps streams alive; naïve café, 東京, 🙂🙃 ok. "
-    * 8
-)
+TEXT = "the quick brown fox jumps over the lazy dog. the ghost keeps streams alive; naïve café, 東京, 🙂🙃 ok. " * 8
 TEMPLATE = (
     "{% for m in messages %}{% if m.content == 'refuse me' %}{{ raise_exception('no such talk') }}{% endif %}"
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -90,9 +90,7 @@ def test_prompts_of_a_wrong_type(http: httpx.Client, prompt: object) -> None:
     refused(http.post(COMPLETIONS, json={"prompt": prompt}), 400, "Expected `str | array`", param="prompt")
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("echo", True), ("suffix", "end"), ("logprobs", 21), ("logprobs", -1)]
-)
+@pytest.mark.parametrize(("field", "value"), [("echo", True), ("suffix", "end"), ("logprobs", 21), ("logprobs", -1)])
 def test_completion_fields(http: httpx.Client, field: str, value: object) -> None:
     refused(http.post(COMPLETIONS, json={"prompt": "the", field: value}), 400, field, param=field)
 

@@ -103,9 +103,7 @@ def test_stop_strings_across_tokens(client: openai.OpenAI, engine: FakeEngine, s
 def test_eos_ends_the_text_and_counts(client: openai.OpenAI, engine: FakeEngine) -> None:
     eos = engine.tokenizer.eos_token_id
     engine.script = [*engine.tokenizer.encode("the fox"), eos, 9, 9]
-    result = client.completions.create(
-        model=MODEL, prompt="x", max_tokens=50, extra_body={"return_token_ids": True}
-    )
+    result = client.completions.create(model=MODEL, prompt="x", max_tokens=50, extra_body={"return_token_ids": True})
     choice = result.choices[0]
     assert (choice.text, choice.finish_reason, choice.token_ids[-1]) == ("the fox", "stop", eos)
     assert result.usage.completion_tokens == len(engine.script) - 2
@@ -118,9 +116,7 @@ def test_eos_ends_the_text_and_counts(client: openai.OpenAI, engine: FakeEngine)
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_many_prompts_and_samples(client: openai.OpenAI, engine: FakeEngine, stream: bool) -> None:
-    result = client.completions.create(
-        model=MODEL, prompt=["the", "fox"], n=2, seed=3, max_tokens=6, stream=stream
-    )
+    result = client.completions.create(model=MODEL, prompt=["the", "fox"], n=2, seed=3, max_tokens=6, stream=stream)
     texts = dict.fromkeys(range(4), "")
     for answer in result if stream else [result]:
         for choice in answer.choices:
@@ -191,9 +187,7 @@ def test_a_bug_is_not_shown(client: openai.OpenAI, engine: FakeEngine) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_the_engine_refuses_has_its_status(
-    client: openai.OpenAI, engine: FakeEngine, stream: bool
-) -> None:
+def test_what_the_engine_refuses_has_its_status(client: openai.OpenAI, engine: FakeEngine, stream: bool) -> None:
     engine.refusal = RequestError("the queue is full: 10 of 10 wait", status=503)
     with pytest.raises(openai.InternalServerError, match="queue is full") as caught:
         client.completions.create(model=MODEL, prompt="the", stream=stream)

@@ -35,9 +35,7 @@ def scrape(http: httpx.Client) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("state", "health", "ready"), [("serving", 200, 200), ("recovering", 200, 503), ("failed", 503, 503)]
 )
-def test_health_and_ready(
-    http: httpx.Client, engine: FakeEngine, state: str, health: int, ready: int
-) -> None:
+def test_health_and_ready(http: httpx.Client, engine: FakeEngine, state: str, health: int, ready: int) -> None:
     engine.state = state
     assert http.get("/health").status_code == health
     answer = http.get("/ready")
@@ -186,9 +184,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize(
-    ("signals", "aborted"), [([signal.SIGTERM], 0), ([signal.SIGINT, signal.SIGTERM], 1)]
-)
+@pytest.mark.parametrize(("signals", "aborted"), [([signal.SIGTERM], 0), ([signal.SIGINT, signal.SIGTERM], 1)])
 def test_a_signal_drains_then_stops(signals: list[signal.Signals], aborted: int) -> None:
     """One signal lets a running stream end; a second one cuts it. Code after `serve` runs in both cases."""
     pause = 2.0 if aborted == 0 else 60.0

@@ -72,9 +72,7 @@ def test_stop_strings_do_not_depend_on_the_pieces(text: str, stops: list[str], d
 @settings(max_examples=200, deadline=None)
 @given(token_ids, st.lists(st.text(alphabet="ab theé🙂", min_size=1, max_size=3), max_size=4))
 def test_tokens_to_text_with_stops(ids: list[int], stops: list[str]) -> None:
-    spec = ChoiceSpec(
-        index=0, request_id="r", prompt_token_ids=PROMPT, params=SamplingParams(), stop=tuple(stops)
-    )
+    spec = ChoiceSpec(index=0, request_id="r", prompt_token_ids=PROMPT, params=SamplingParams(), stop=tuple(stops))
     choice = ChoiceText(TOKENIZER, spec)
     sent = ""
     for position, token in enumerate(ids):
@@ -101,9 +99,7 @@ def test_bytes_of_tokens_join_to_the_text() -> None:
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:
     """Llama 2's kind: words begin with a mark, the text's first space is dropped, bytes are tokens."""
-    vocab = {
-        piece: i for i, piece in enumerate(["▁the", "▁ghost", "s", *map("<0x{:02X}>".format, range(256))])
-    }
+    vocab = {piece: i for i, piece in enumerate(["▁the", "▁ghost", "s", *map("<0x{:02X}>".format, range(256))])}
     tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True))
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(steps)

@@ -42,9 +42,7 @@ def encode_ranges(
     check_fit(store.geometry, code, layout, shard_map, arenas)
     holders = shard_map.holders(dead)
     if len(holders) < code.n:
-        raise ValueError(
-            f"data shards {list(shard_map.lost_shards(dead))} have no live holder: nothing to encode"
-        )
+        raise ValueError(f"data shards {list(shard_map.lost_shards(dead))} have no live holder: nothing to encode")
     # One buffer for all tiles: fresh memory for each would cost more in page faults than the encoding does.
     room = min(TILE_SLOTS, num_slots(ranges))
     shard_room = np.empty((code.n, room, layout.slot_bytes), dtype=np.uint8)
@@ -52,9 +50,7 @@ def encode_ranges(
     for tile in tiles(ranges, TILE_SLOTS):
         on_stage("begin")
         slots = num_slots(tile)
-        shards = [
-            gather(arenas[holders[shard]], layout, tile, shard_room[shard, :slots]) for shard in range(code.n)
-        ]
+        shards = [gather(arenas[holders[shard]], layout, tile, shard_room[shard, :slots]) for shard in range(code.n)]
         parity = parity_room[:slots]
         parity_shards = [parity[:, index] for index in range(code.k)]
         backend.run(code.encode_plan, shards, parity_shards)

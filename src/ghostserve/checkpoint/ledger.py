@@ -80,9 +80,7 @@ class CheckpointLedger:
     def wrote(self, step: int, request_id: str, ranges: Iterable[SlotRange], prefill: bool) -> None:
         """`step`, the one under way, writes these slots; those of a prefill are due with it."""
         if step != self._begun or step == self._closed:
-            raise ValueError(
-                f"step {step} is not under way: {self._begun} has begun and {self._closed} is closed"
-            )
+            raise ValueError(f"step {step} is not under way: {self._begun} has begun and {self._closed} is closed")
         added = merge(ranges)
         if not added:
             return
@@ -100,16 +98,10 @@ class CheckpointLedger:
         `everything`: all that waits is due.
         """
         if step != self._begun or step == self._closed:
-            raise ValueError(
-                f"step {step} is not under way: {self._begun} has begun and {self._closed} is closed"
-            )
+            raise ValueError(f"step {step} is not under way: {self._begun} has begun and {self._closed} is closed")
         self._closed = step
         everything |= self.waiting_tokens > self._max_unprotected
-        ready = [
-            name
-            for name, p in self._pending.items()
-            if everything or p.urgent or p.slots >= self._flush_tokens
-        ]
+        ready = [name for name, p in self._pending.items() if everything or p.urgent or p.slots >= self._flush_tokens]
         if not ready:
             return []
         entries = [self._pending.pop(name) for name in ready]
@@ -187,8 +179,7 @@ class CheckpointLedger:
         first, self._chunks = self._chunks, self._chunks + 1
         parts = [tuple(ranges)] if self._encoder == "round_robin" else split(ranges, self._num_ranks)
         tasks = [
-            FlushTask(self._next_task + i, step, (first + i) % self._num_ranks, part)
-            for i, part in enumerate(parts)
+            FlushTask(self._next_task + i, step, (first + i) % self._num_ranks, part) for i, part in enumerate(parts)
         ]
         self._next_task += len(tasks)
         return tasks

@@ -69,6 +69,9 @@ class Communicator:
         self._bound = False
         if dist.is_initialized():
             dist.destroy_process_group()
+        # The rendezvous' keys carry this counter. A join that failed has moved it on without a group to destroy: the
+        # next join would wait for keys that no newcomer ever writes.
+        dist.distributed_c10d._world.group_count = 0
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place."""

@@ -202,6 +202,7 @@ class Coordinator(threading.Thread):
         machine = self._driver.machine
         epoch = machine.epoch
         if self._running_step is not None and time.monotonic() > self._step_due and machine.phase is not Phase.PROBING:
+            self._step_due += self.config.step_deadline  # should the machine spare it, as a slow step
             self._driver.tell(ev.StepOverdue(self._running_step))
         self._watch_flushes()
         self._driver.tick()

@@ -171,11 +171,8 @@ class RecoveryDriver:
             log.info("plan: %s", reason)
         self._plan = plan
         serving.pin(plan.replay)
-        if plan.start_over:
-            self._note_recomputed(serving.start_over(), plan.reasons[0])
-        else:
-            for request_id, reason in plan.recompute.items():
-                self._note_recomputed(serving.recompute([request_id]), reason)
+        for request in serving.start_over() if plan.start_over else serving.recompute(plan.recompute):
+            self._note_recomputed([request], plan.recompute.get(request.request_id, plan.reasons[0]))
 
     def _rebuilt(self, worker: int, done: msg.RebuildDone) -> None:
         self._bytes_rebuilt += done.bytes_rebuilt + done.bytes_copied

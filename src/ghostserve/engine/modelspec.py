@@ -1,5 +1,6 @@
 """What the engine must know of a checkpoint before it starts a worker, and why it refuses one."""
 
+import copy
 import json
 from fnmatch import fnmatch
 from pathlib import Path
@@ -204,7 +205,8 @@ def check_weights(folder: Path) -> dict[str, list[int]]:
 def _check_tensors(folder: Path, hf: Any, shapes: dict[str, list[int]]) -> None:
     """Every parameter of the model must be there, in its shape."""
     with torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(hf, dtype=torch.float32)
+        # A copy: the dtype is written into the configuration.
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(hf), dtype=torch.float32)
     for name, parameter in model.named_parameters():
         if name == "lm_head.weight" and name not in shapes and getattr(hf, "tie_word_embeddings", False):
             continue

@@ -3,7 +3,7 @@
 Without I/O and without a clock: the coordinator says what was answered, this says what comes next.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -179,20 +179,17 @@ class Serving:
         blocks = {r.block for r in ranges}
         return {r.request_id for r in self.scheduler.running if blocks & set(r.blocks)}
 
-    def recompute(self, request_ids: Sequence[str]) -> list[Request]:
-        """Send these requests back to the queue, to be computed from their tokens."""
-        restarted = []
-        for request_id in request_ids:
-            request = self.scheduler.requests.get(request_id)
-            if request is not None and request in self.scheduler.running:
-                self.scheduler.restart(request)
-                self._forget(request)
-                restarted.append(request)
+    def recompute(self, request_ids: Collection[str]) -> list[Request]:
+        """Send these requests back to the head of the queue, oldest first, to be computed from their tokens."""
+        restarted = [r for r in reversed(self.scheduler.running) if r.request_id in request_ids]
+        for request in restarted:
+            self.scheduler.restart(request)
+            self._forget(request)
         return restarted
 
     def start_over(self) -> list[Request]:
         """Nothing can be rebuilt: forget the step log, recompute everything that had KV."""
-        restarted = self.recompute([r.request_id for r in reversed(self.scheduler.running)])
+        restarted = self.recompute([r.request_id for r in self.scheduler.running])
         if self.recording is not None:
             unanswered = {step for step, entry in self.log.items() if entry.accepted is None}
             self.recording = [e for e in self.recording if e.plan.step not in unanswered]

@@ -49,9 +49,7 @@ class ParityBudget:
     def __init__(self, num_parity_blocks: int, num_blocks: int) -> None:
         """`num_blocks`: blocks of the cache. Raises `ConfigError` for a negative budget or an empty cache."""
         if num_parity_blocks < 0 or num_blocks < 1:
-            raise ConfigError(
-                f"{num_parity_blocks} parity blocks for {num_blocks} cache blocks: need >= 0 and >= 1"
-            )
+            raise ConfigError(f"{num_parity_blocks} parity blocks for {num_blocks} cache blocks: need >= 0 and >= 1")
         self._capacity = num_parity_blocks
         self._identity = num_parity_blocks >= num_blocks
         self._free = list(range(num_parity_blocks - 1, -1, -1))
@@ -119,9 +117,7 @@ class ParityBudget:
             return []
         holders = Counter(self._holders)
         holders.update(claim.blocks)
-        shorter = [
-            (c.tokens, name) for name, c in self._claims.items() if c.admitted and c.tokens < claim.tokens
-        ]
+        shorter = [(c.tokens, name) for name, c in self._claims.items() if c.admitted and c.tokens < claim.tokens]
         victims: list[str] = []
         for _, name in sorted(shorter):
             if len(holders) <= self._capacity:

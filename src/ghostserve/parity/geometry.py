@@ -57,8 +57,7 @@ class CacheLayout:
         """The usual cache: [layer][K|V][block][slot][row_bytes], contiguous."""
         block_bytes = block_size * row_bytes
         segments = tuple(
-            Segment(i * num_blocks * block_bytes, block_bytes, row_bytes, row_bytes)
-            for i in range(2 * num_layers)
+            Segment(i * num_blocks * block_bytes, block_bytes, row_bytes, row_bytes) for i in range(2 * num_layers)
         )
         return cls(num_blocks, block_size, segments)
 
@@ -71,10 +70,7 @@ class CacheLayout:
     def total_bytes(self) -> int:
         """Bytes that an arena of this layout must have."""
         last_block, last_slot = self.num_blocks - 1, self.block_size - 1
-        return max(
-            s.offset + last_block * s.block_stride + last_slot * s.slot_stride + s.nbytes
-            for s in self.segments
-        )
+        return max(s.offset + last_block * s.block_stride + last_slot * s.slot_stride + s.nbytes for s in self.segments)
 
 
 @dataclass(frozen=True)

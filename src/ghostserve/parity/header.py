@@ -30,13 +30,9 @@ def check_header(words: NDArray[np.uint64], geometry: StoreGeometry) -> None:
     """Raise `StoreMismatchError`, naming what differs, unless the header is of a store of this `geometry`."""
     magic, version, *numbers = (int(word) for word in words[:EPOCH])
     if magic != MAGIC:
-        raise StoreMismatchError(
-            f"this memory is no parity store: magic {magic:#018x}, expected {MAGIC:#018x}"
-        )
+        raise StoreMismatchError(f"this memory is no parity store: magic {magic:#018x}, expected {MAGIC:#018x}")
     if version != VERSION:
-        raise StoreMismatchError(
-            f"the parity store has version {version}, this build reads version {VERSION}"
-        )
+        raise StoreMismatchError(f"the parity store has version {version}, this build reads version {VERSION}")
     for field, found, expected in zip(fields(geometry), numbers, astuple(geometry), strict=True):
         if found != expected:
             raise StoreMismatchError(f"the parity store has {field.name} {found}, {expected} was expected")

@@ -49,17 +49,13 @@ def _slot_index(arena: Bytes, layout: CacheLayout, ranges: Sequence[SlotRange]) 
         raise ValueError(f"the arena has shape {arena.shape}, the layout needs ({layout.total_bytes},)")
     for r in ranges:
         if not (0 <= r.block < layout.num_blocks and 0 <= r.start <= r.stop <= layout.block_size):
-            raise ValueError(
-                f"{r} is outside a cache of {layout.num_blocks} blocks of {layout.block_size} slots"
-            )
+            raise ValueError(f"{r} is outside a cache of {layout.num_blocks} blocks of {layout.block_size} slots")
     blocks = np.array([r.block for r in ranges], dtype=np.int64)
     return np.stack([np.repeat(blocks, [r.num_slots for r in ranges]), slot_numbers(ranges)], axis=1)
 
 
 def _segment_table(layout: CacheLayout) -> Index:
-    return np.array(
-        [(s.offset, s.block_stride, s.slot_stride, s.nbytes) for s in layout.segments], dtype=np.int64
-    )
+    return np.array([(s.offset, s.block_stride, s.slot_stride, s.nbytes) for s in layout.segments], dtype=np.int64)
 
 
 def _check_shape(shards: Bytes, slots: int, layout: CacheLayout) -> None:

@@ -115,9 +115,7 @@ class ParityStore:
         places = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         g = self.geometry
         if parity.shape != (places.size, g.num_parity, g.slot_bytes):
-            raise ValueError(
-                f"parity has shape {parity.shape}, not {(places.size, g.num_parity, g.slot_bytes)}"
-            )
+            raise ValueError(f"parity has shape {parity.shape}, not {(places.size, g.num_parity, g.slot_bytes)}")
         words = np.empty((places.size, g.record_words - 1), dtype=np.uint64)
         words[:, : IDENTITY + 1] = checksums
         words[:, IDENTITY + 1] = self._identities(ranges)
@@ -169,9 +167,7 @@ class ParityStore:
         g = self.geometry
         for r in ranges:
             if not (0 <= r.parity_block < g.num_parity_blocks and 0 <= r.start <= r.stop <= g.block_size):
-                raise ValueError(
-                    f"{r} is outside a store of {g.num_parity_blocks} blocks of {g.block_size} slots"
-                )
+                raise ValueError(f"{r} is outside a store of {g.num_parity_blocks} blocks of {g.block_size} slots")
         firsts = np.array([r.parity_block * g.block_size for r in ranges], dtype=np.int64)
         if len(ranges) == 1:
             return slice(int(firsts[0]) + ranges[0].start, int(firsts[0]) + ranges[0].stop)

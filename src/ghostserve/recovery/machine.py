@@ -69,6 +69,8 @@ class RecoveryMachine:
         self._fresh = True
         self._probed_from = Phase.SERVING
         self._overdue = 0
+        self._spared = -1
+        self._busy: set[int] = set()
         self._attempts = 0
         self._failed_spawns = 0
         self._spawning = 0
@@ -110,8 +112,8 @@ class RecoveryMachine:
             case ev.StepOverdue(step):
                 return self._probe(step, now)
             case ev.Probed(worker, waiting):
-                if self.phase is Phase.PROBING and waiting:
-                    self._answered.add(worker)
+                if self.phase is Phase.PROBING:
+                    (self._answered if waiting else self._busy).add(worker)
                 return []
             case ev.Released(worker, epoch):
                 if epoch == self.epoch and self.phase is Phase.RELEASING:
@@ -161,7 +163,7 @@ class RecoveryMachine:
             return []
         self._probed_from = self.phase
         self.phase = Phase.PROBING
-        self._answered = set()
+        self._answered, self._busy = set(), set()
         self.deadline = now + self.settings.probe_deadline
         self._overdue = step
         return [ev.Probe(worker) for worker in self.members.values()]
@@ -284,9 +286,15 @@ class RecoveryMachine:
         return self._lose_all(late, f"no answer while {self.phase}", now)
 
     def _judge(self, now: float) -> list[ev.Command]:
-        """Those that wait in a collective are victims; who does not answer, or is busy elsewhere, is the culprit."""
+        """Those that wait in a collective are victims; who does not answer, or is busy elsewhere, is the culprit.
+
+        If all are busy the step may just be slow: it gets its deadline once more.
+        """
         culprits = {w for w in self.members.values() if w not in self._answered}
         self.phase = self._probed_from
+        if self._busy >= set(self.members.values()) and self._spared != self._overdue:
+            self._spared, self.deadline = self._overdue, None
+            return []
         if culprits:
             return self._lose_all(culprits, f"hangs in step {self._overdue}", now)
         return self._begin(f"step {self._overdue} is overdue and every rank waits", (), now)

@@ -45,9 +45,7 @@ def decode_request(body: bytes, kind: type[RequestT]) -> RequestT:
     except msgspec.ValidationError as error:
         raise _type_error(body, str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(
-            f"the body is not valid JSON: {error or 'nested too deeply'}", code="invalid_json"
-        ) from error
+        raise ApiError(f"the body is not valid JSON: {error or 'nested too deeply'}", code="invalid_json") from error
     refuse_unsupported(request)
     return request
 
@@ -66,9 +64,7 @@ def refuse_unsupported(request: GenerationRequest) -> None:
 
 
 def _too_large(limit: int) -> ApiError:
-    return ApiError(
-        f"the body is larger than the {limit} bytes allowed", status=413, code="request_too_large"
-    )
+    return ApiError(f"the body is larger than the {limit} bytes allowed", status=413, code="request_too_large")
 
 
 def _type_error(body: bytes, message: str) -> ApiError:

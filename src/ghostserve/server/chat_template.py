@@ -23,9 +23,7 @@ def chat_token_ids(messages: list[ChatMessage], tokenizer: Any) -> list[int]:
     try:
         text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
-        raise ApiError(
-            f"the model's chat template refuses these messages: {error}", param="messages"
-        ) from error
+        raise ApiError(f"the model's chat template refuses these messages: {error}", param="messages") from error
     # The template has written the special tokens itself.
     return encode_text(text, tokenizer, add_special_tokens=False)
 
@@ -51,8 +49,7 @@ def _text(content: str | list[ContentPart], where: str) -> str:
     for index, part in enumerate(content):
         if part.type != "text" or part.text is None:
             raise ApiError(
-                f"{where}[{index}].type is {describe(part.type)}: "
-                "only parts of type text, with a text, are supported",
+                f"{where}[{index}].type is {describe(part.type)}: only parts of type text, with a text, are supported",
                 param=f"{where}[{index}]",
             )
         texts.append(part.text)

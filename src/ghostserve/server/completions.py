@@ -84,9 +84,7 @@ class CompletionFormatter(Formatter):
     def envelope(self, choices: list[object], *, chunk: bool) -> Envelope:
         """The frame, which is the same for whole answers and chunks."""
         job = self.job
-        return Envelope(
-            id=job.id, object="text_completion", created=job.created, model=job.model, choices=choices
-        )
+        return Envelope(id=job.id, object="text_completion", created=job.created, model=job.model, choices=choices)
 
     def _choice(self, delta: Delta) -> CompletionChoice:
         choice = CompletionChoice(

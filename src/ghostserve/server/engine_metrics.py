@@ -87,9 +87,7 @@ def _counters(status: EngineStatus) -> Iterator[Metric]:
 
 
 def _recovery_seconds(records: list[RecoveryRecord]) -> Metric:
-    buckets = [
-        (str(bound), float(sum(record.seconds <= bound for record in records))) for bound in RECOVERY_BUCKETS
-    ]
+    buckets = [(str(bound), float(sum(record.seconds <= bound for record in records))) for bound in RECOVERY_BUCKETS]
     return HistogramMetricFamily(
         "ghostserve_recovery_seconds",
         "From detection to the resumed streams.",

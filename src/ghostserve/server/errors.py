@@ -23,9 +23,7 @@ SHOWN_CHARACTERS = 120
 class ApiError(RequestError):
     """A refused request with a machine-readable `code`."""
 
-    def __init__(
-        self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None) -> None:
         super().__init__(message, param=param, status=status)
         self.code = code
 
@@ -53,9 +51,7 @@ def error_body(error: Exception) -> dict[str, Any]:
         code = "engine_unavailable" if _is_engine_failure(error) else HTTPStatus(status).name.lower()
     return {
         "error": {
-            "message": str(error)
-            if isinstance(error, GhostServeError)
-            else "the server failed; its log says why",
+            "message": str(error) if isinstance(error, GhostServeError) else "the server failed; its log says why",
             "type": "server_error" if status >= 500 else "invalid_request_error",
             "param": getattr(error, "param", None),
             "code": code,

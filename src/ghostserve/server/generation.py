@@ -79,9 +79,7 @@ class ChoiceText:
         return delta
 
 
-async def run_choice(
-    engine: EngineClient, spec: ChoiceSpec, metrics: RequestMetrics
-) -> AsyncGenerator[Delta, None]:
+async def run_choice(engine: EngineClient, spec: ChoiceSpec, metrics: RequestMetrics) -> AsyncGenerator[Delta, None]:
     """Yield one delta a token; the last has a finish reason. Closing this closes the engine's generator."""
     text = ChoiceText(engine.tokenizer, spec)
     with metrics.track(len(spec.prompt_token_ids) if spec.counts_prompt else 0) as tracked:

@@ -32,9 +32,7 @@ def chat_logprobs(delta: Delta, texts: TokenText) -> ChatLogprobs:
                 logprob=_finite(token.logprob),
                 bytes=texts.bytes(token.token_id),
                 top_logprobs=[
-                    TopLogprob(
-                        token=texts.text(token_id), logprob=_finite(logprob), bytes=texts.bytes(token_id)
-                    )
+                    TopLogprob(token=texts.text(token_id), logprob=_finite(logprob), bytes=texts.bytes(token_id))
                     for token_id, logprob in token.top_logprobs
                 ],
             )

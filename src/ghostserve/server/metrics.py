@@ -64,9 +64,7 @@ class RequestMetrics:
             ["model_name", "finished_reason"],
             registry=self._registry,
         )
-        self.finished = {
-            reason: success.labels(model, reason) for reason in ("stop", "length", "abort", "error")
-        }
+        self.finished = {reason: success.labels(model, reason) for reason in ("stop", "length", "abort", "error")}
 
     def track(self, prompt_tokens: int) -> "TrackedRequest":
         """A context that times one sequence from now on."""

@@ -47,6 +47,4 @@ class OperationsEndpoints:
 
 
 def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(
-        msgspec.json.encode(content), status_code=status, headers=headers, media_type="application/json"
-    )
+    return Response(msgspec.json.encode(content), status_code=status, headers=headers, media_type="application/json")

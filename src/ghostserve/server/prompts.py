@@ -21,8 +21,7 @@ def prompt_token_ids(prompt: str | list[str | int | list[int]], tokenizer: Any) 
     if all(isinstance(item, list) for item in prompt):
         return [_checked_ids(item, tokenizer) for item in prompt if isinstance(item, list)]
     raise ApiError(
-        f"prompt is {describe(prompt)}: "
-        "a list must hold only strings, only token ids or only lists of token ids",
+        f"prompt is {describe(prompt)}: a list must hold only strings, only token ids or only lists of token ids",
         param="prompt",
     )
 

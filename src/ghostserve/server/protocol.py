@@ -76,9 +76,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         "suffix": ("",),
     }
 
-    prompt: (
-        str | list[str | int | list[int]]
-    )  # msgspec has no union of list types: see prompts.py for the rest
+    prompt: str | list[str | int | list[int]]  # msgspec has no union of list types: see prompts.py for the rest
     logprobs: int | None = None
 
     echo: Any = None

@@ -18,9 +18,7 @@ class TokenText:
 
     def text(self, token_id: int) -> str:
         """The token's text; special tokens are shown."""
-        text: str = self._tokenizer.decode(
-            [token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
     def bytes(self, token_id: int) -> list[int]:

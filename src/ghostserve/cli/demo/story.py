@@ -33,10 +33,10 @@ class Stream:
     times: list[float] = field(default_factory=list)
     finish_reason: str | None = None
 
-    def pause_after(self, moment: float) -> float:
-        """The longest wait for a token that ended after `moment`."""
+    def pause(self, start: float, stop: float) -> float:
+        """The longest wait for a token that ended between two moments."""
         arrivals = zip(self.times, self.times[1:], strict=False)
-        return max((later - earlier for earlier, later in arrivals if later > moment), default=0.0)
+        return max((later - earlier for earlier, later in arrivals if start < later <= stop), default=0.0)
 
 
 @dataclass

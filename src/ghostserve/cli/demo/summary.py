@@ -1,5 +1,7 @@
 """The demo's last words: a table of what happened, and one sentence that says what it proves."""
 
+import math
+
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -40,7 +42,9 @@ def _kill(story: Story, recovery: Recovery) -> str:
     record, lost = recovery.record, show_size(recovery.bytes_wiped)
     if record is None:
         return f"rank {recovery.rank}: not recovered"
-    pauses = [stream.pause_after(recovery.killed_at) for stream in story.streams]
+    # Up to the next kill: its pause is not this one's.
+    stop = min((r.killed_at for r in story.recoveries if r.killed_at > recovery.killed_at), default=math.inf)
+    pauses = [stream.pause(recovery.killed_at, stop) for stream in story.streams]
     return (
         f"rank {recovery.rank}: {lost} of KV lost, {show_size(record.bytes_rebuilt)} rebuilt;"
         f" steps replayed: {record.replayed_steps}; requests recomputed: {record.recomputed_requests};"
