@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import psutil
 from scene import decoding, possessions, running
 
 DEATHS = 10
@@ -24,5 +25,13 @@ def test_ten_kills_leave_nothing_behind(llama_4: str, tmp_path: Path) -> None:
         }
         assert sum(k.startswith("child") for k in possessions()) == sum(k.startswith("child") for k in settled) == 4
         scene.assert_undisturbed()
+        assert listening_addresses() <= {"127.0.0.1", "::1"}, "the engine's own sockets are for this machine only"
     # `running` has compared this process's possessions with those before the engine.
     assert sorted(os.listdir("/dev/shm")) == shared_memory
+
+
+def listening_addresses() -> set[str]:
+    """Where this process and its workers accept connections."""
+    me = psutil.Process()
+    family = [me, *me.children(recursive=True)]
+    return {c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}

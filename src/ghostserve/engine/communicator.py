@@ -28,7 +28,17 @@ class CommunicatorError(GhostServeError):
 
 def host_rendezvous() -> TCPStore:
     """A rendezvous that the coordinator hosts on loopback; dropping it makes everyone who waits in it raise."""
-    return TCPStore(_HOST, 0, is_master=True, wait_for_workers=False, timeout=_JOIN_TIMEOUT)
+    # Left to itself the store listens on every interface.
+    listener = socket.create_server((_HOST, 0))
+    port = listener.getsockname()[1]
+    return TCPStore(
+        _HOST,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=_JOIN_TIMEOUT,
+        master_listen_fd=listener.detach(),
+    )
 
 
 class Communicator:

@@ -20,6 +20,8 @@ from ghostserve.engine.messages import FromWorker, Shutdown
 __all__ = ["Exited", "WorkerGroup"]
 
 _GRACE = 5.0
+# gloo's own connections stay on this machine; what torch logs in C++ about a lost peer is no news here.
+_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "FATAL"}
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,7 @@ class WorkerGroup:
                 [sys.executable, "-m", "ghostserve.engine.worker", *map(str, fds), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[*fds, *self._inherited],
-                env={
-                    **os.environ,
-                    "TORCH_CPP_LOG_LEVEL": "FATAL",
-                    "OMP_NUM_THREADS": str(self._config.threads),
-                },
-                start_new_session=False,
+                env={**os.environ, **_ENVIRONMENT, "OMP_NUM_THREADS": str(self._config.threads)},
             )
         worker = self._next
         self._next += 1
