@@ -38,6 +38,16 @@ def test_stopped_past_the_step_deadline(stage: Stage, rank: int) -> None:
     scene.assert_undisturbed()
 
 
+def test_stopped_with_its_part_done_while_the_others_are_idle(stage: Stage) -> None:
+    scene = stage.scene()
+    scene.stream(4)
+    scene.when(decoding(8)).arm("step.end[0]", "stop")
+    scene.finish(recoveries=1)
+    scene.assert_rebuilt(0)
+    assert scene.recoveries[0].lost_ranks == [0], "nobody else was to blame"
+    scene.assert_undisturbed()
+
+
 def test_stopped_while_it_replays(stage: Stage) -> None:
     scene = stage.scene()
     scene.stream(4)

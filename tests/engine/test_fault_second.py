@@ -20,7 +20,7 @@ DURING = {
 
 
 class TestWithTwoParityShards:
-    @pytest.fixture(scope="class", params=["rs:2", "rdp"])
+    @pytest.fixture(scope="class", params=["rs:2", pytest.param("rdp", marks=pytest.mark.slow)])
     def stage(
         self, request: pytest.FixtureRequest, llama_3: str, tmp_path_factory: pytest.TempPathFactory
     ) -> Iterator[Stage]:

@@ -418,8 +418,10 @@ def test_all_that_are_not_ready_in_time_give_up_once():
     assert kinds(commands).count(ev.GiveUp) == 1
 
 
-def recover(story):
+def recover(story, idle=False):
     story.machine.standbys or story.ready()
+    if not idle:
+        story.machine.step_sent()
     story.lose(0)
     if story.phase is not Phase.FAILED:
         story.until(Phase.SERVING)
@@ -434,6 +436,34 @@ def test_recoveries_without_a_step_in_between_end_it():
     assert story.commands[-1].reason.startswith("3 recoveries in a row without a finished step; last: rank 0: killed")
 
 
+def test_an_idle_engine_may_lose_any_number_of_workers():
+    story = serving(max_attempts=3)
+    for _ in range(12):
+        recover(story, idle=True)
+    assert story.phase is Phase.SERVING
+
+
+def test_standbys_that_keep_dying_are_tried_again_later():
+    story = serving(max_failed_spawns=2, spawn_retry=10.0)
+    for standby in list(story.machine.standbys):
+        story.tell(ev.WorkerLost(standby, "killed"))
+    for _ in range(2):
+        story.tell(ev.WorkerLost(max(story.machine.starting), "killed"))
+    assert not story.machine.starting
+    assert story.tell(ev.Tick(), 9.0) == []
+    assert kinds(story.tell(ev.Tick(), 1.0)) == [ev.Spawn]
+
+
+def test_who_is_silent_is_to_blame_not_who_is_busy():
+    story = serving()
+    story.tell(ev.StepOverdue(7))
+    story.tell(ev.Probed(1, waiting=False), 0.1)
+    story.tell(ev.Probed(2, waiting=True), 0.1)
+    kill, *_ = story.tell(ev.Tick(), 1.0)
+    assert kill == ev.Kill(0, "hangs in step 7")
+    assert story.machine.lost_ranks == {0}
+
+
 def test_a_finished_step_forgets_earlier_attempts_but_a_replayed_one_does_not():
     story = serving(max_attempts=3)
     for _ in range(10):
@@ -441,9 +471,12 @@ def test_a_finished_step_forgets_earlier_attempts_but_a_replayed_one_does_not():
         story.machine.step_finished()
     assert story.phase is Phase.SERVING
     for _ in range(3):
+        story.machine.step_sent()
         story.lose(0)
         story.until(Phase.REPLAYING)
         story.machine.step_finished()  # the step that was replayed before the one that kills
+        story.until(Phase.SERVING)
+    story.machine.step_sent()
     story.lose(0)
     assert story.phase is Phase.FAILED
 

@@ -54,6 +54,7 @@ def serve(
     parity_memory: Size | None = DEFAULTS.parity_memory,
     standbys: int = DEFAULTS.standbys,
     step_deadline: float = DEFAULTS.step_deadline,
+    phase_deadline: float = DEFAULTS.phase_deadline,
     seed: int = DEFAULTS.seed,
     log_level: str = "info",
 ) -> int:
@@ -97,6 +98,8 @@ def serve(
         Pre-imported processes that wait to take a lost rank's place.
     step_deadline
         Seconds after which a step without an answer counts as a hang.
+    phase_deadline
+        Seconds that a phase of a recovery (or loading the weights) may take.
     seed
         Seeds the requests that bring no seed of their own.
     log_level
@@ -120,6 +123,7 @@ def serve(
         max_num_batched_tokens=max_num_batched_tokens,
         standbys=standbys,
         step_deadline=step_deadline,
+        phase_deadline=phase_deadline,
         seed=seed,
     )
     return run_server(config, host=host, port=port, served_model_name=served_model_name, log_level=log_level)

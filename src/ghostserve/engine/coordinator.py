@@ -68,6 +68,9 @@ class Coordinator(threading.Thread):
         self.spec = spec
         self._options = options or Options()
         self._inbox: queue.SimpleQueue[_Submit | _Abort] = queue.SimpleQueue()
+        self._door = threading.Lock()
+        """Held to put into the inbox, and to close it: what is in it is always answered."""
+        self._closed = False
         self._stopping = threading.Event()
         self._serving_once = threading.Event()
         self._sinks: dict[str, Sink] = {}
@@ -112,13 +115,18 @@ class Coordinator(threading.Thread):
         waiting = len(self._sinks) + self._inbox.qsize()
         if waiting >= self.config.max_queue + self.config.max_num_seqs:
             raise RequestError(f"{waiting} requests are in the engine, at most that many are taken", status=503)
-        self._inbox.put(_Submit(request, sink))
-        self._group.wake()
+        with self._door:
+            if self._closed:
+                raise self._driver.failure or RequestError("the server is shutting down", status=503)
+            self._inbox.put(_Submit(request, sink))
+            self._group.wake()
 
     def abort(self, request_id: str) -> None:
         """Drop a request and free its blocks; unknown ones are ignored."""
-        self._inbox.put(_Abort(request_id))
-        self._group.wake()
+        with self._door:
+            if not self._closed:
+                self._inbox.put(_Abort(request_id))
+                self._group.wake()
 
     def wait_started(self, timeout: float) -> None:
         """Wait until the first group serves. Raises `GhostServeError` if it fails or takes longer than `timeout`."""
@@ -131,7 +139,9 @@ class Coordinator(threading.Thread):
         """End workers and thread, fail what is still running; returns when all is given back. Idempotent."""
         self._stopping.set()
         if self.is_alive():
-            self._group.wake()
+            with self._door:
+                if not self._closed:
+                    self._group.wake()
             self.join()
 
     def status(self) -> EngineStatus:
@@ -238,6 +248,8 @@ class Coordinator(threading.Thread):
 
     def _send(self, plan: msg.StepPlan) -> None:
         machine = self._driver.machine
+        if machine.phase is Phase.SERVING:
+            machine.step_sent()
         self._running_step = plan.step
         self._step_due = time.monotonic() + self.config.step_deadline
         for worker in machine.members.values():
@@ -269,6 +281,8 @@ class Coordinator(threading.Thread):
             sink(output)
 
     def _finish(self) -> None:
+        with self._door:
+            self._closed = True
         failure = self._driver.failure
         error = failure or RequestError("the server is shutting down", status=503)
         while not self._inbox.empty():

@@ -11,6 +11,7 @@ import msgspec
 
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.coordinator import Coordinator, Options
+from ghostserve.engine.dryrun import check_forward
 from ghostserve.engine.files import load_tokenizer, resolve_checkpoint
 from ghostserve.engine.modelspec import inspect_checkpoint
 from ghostserve.engine.scheduler import Request
@@ -37,6 +38,7 @@ class Engine:
         folder = resolve_checkpoint(config.model)
         config = msgspec.structs.replace(config, model=str(folder))
         self.spec = inspect_checkpoint(config)
+        check_forward(self.spec)
         self.tokenizer: Any = load_tokenizer(folder)
         self.model_name = model_name or Path(folder).name
         self.max_model_len = self.spec.max_model_len
@@ -75,6 +77,14 @@ class Engine:
             raise RequestError(f"token ids must be in 0..{self.spec.vocab_size - 1}", param="prompt")
         if params.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, not {params.max_tokens}", param="max_tokens")
+        if not 0 <= params.temperature < float("inf"):
+            raise RequestError(f"temperature must be 0 or more, not {params.temperature}", param="temperature")
+        if not 0 < params.top_p <= 1:
+            raise RequestError(f"top_p must be in (0, 1], not {params.top_p}", param="top_p")
+        if params.logprobs is not None and not 0 <= params.logprobs <= self.spec.vocab_size:
+            raise RequestError(
+                f"logprobs must be in 0..{self.spec.vocab_size}, not {params.logprobs}", param="logprobs"
+            )
         if len(prompt) + params.max_tokens > self.max_model_len:
             raise RequestError(
                 f"{len(prompt)} prompt tokens and max_tokens {params.max_tokens} exceed the context of"

@@ -71,8 +71,8 @@ def _convert(gguf: Path, folder: Path) -> None:
         try:
             model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(**source)
-        except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError) as error:
-            raise CheckpointError(f"{gguf} can't be converted: {error}") from error
+        except Exception as error:  # a damaged file can make the reader fail in any way
+            raise CheckpointError(f"{gguf} can't be converted: damaged, half-written or unknown ({error!r})") from error
         tied = model.config.tie_word_embeddings
         tensors = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
         save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})

@@ -153,7 +153,8 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     """Answered by a thread of its own, so that a worker that waits in a collective still answers."""
 
     token: int
-    in_collective: bool
+    waiting: bool
+    """In a collective, or for the next message: whatever the others wait for, it is not this worker."""
 
 
 class WorkerFailed(msgspec.Struct, frozen=True, tag=True):

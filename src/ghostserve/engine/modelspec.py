@@ -29,6 +29,7 @@ _REFUSED_SETTINGS = {
     "attention_chunk_size": "chunked attention",
     "num_kv_shared_layers": "layers that share their KV cache",
 }
+_WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -81,7 +82,8 @@ def inspect_checkpoint(config: EngineConfig) -> ModelSpec:
     _check_sizes(folder, hf)
     tp = config.tensor_parallel_size
     heads = hf.num_attention_heads
-    kv_heads = getattr(hf, "num_key_value_heads", None) or heads
+    kv_heads = getattr(hf, "num_key_value_heads", None)
+    kv_heads = heads if kv_heads is None else kv_heads
     if heads % tp:
         raise ConfigError(f"tensor_parallel_size {tp} does not divide the {heads} attention heads of {folder}")
     ShardMap.for_kv_heads(tp, kv_heads)
@@ -94,6 +96,7 @@ def inspect_checkpoint(config: EngineConfig) -> ModelSpec:
         dtype = str(getattr(hf, "dtype", None) or torch.float32).removeprefix("torch.")
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} of {folder} is not supported; allowed: {', '.join(DTYPES)}")
+    head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // heads
     spec = ModelSpec(
         path=str(folder),
         model_type=hf.model_type,
@@ -102,7 +105,7 @@ def inspect_checkpoint(config: EngineConfig) -> ModelSpec:
         num_layers=hf.num_hidden_layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // heads,
+        head_dim=head_dim,
         vocab_size=hf.vocab_size,
         max_model_len=config.max_model_len or limit,
         eos_token_ids=_eos(folder, hf),
@@ -143,8 +146,10 @@ def _read_config(folder: Path) -> Any:
 
 
 def _check_sizes(folder: Path, hf: Any) -> None:
-    for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
+    for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "vocab_size"):
         value = getattr(hf, name, None)
+        if name == "num_key_value_heads" and value is None:
+            continue  # as many as attention heads
         if not isinstance(value, int) or value < 1:
             raise CheckpointError(f"{folder / 'config.json'}: {name} must be at least 1, not {value!r}")
 
@@ -166,6 +171,12 @@ def _check_supported(hf: Any) -> None:
     for setting, meaning in _REFUSED_SETTINGS.items():
         if getattr(hf, setting, None):
             raise UnsupportedModelError(f"model_type {kind!r} uses {meaning} ({setting}), which is not supported")
+    if getattr(hf, "quantization_config", None):
+        raise UnsupportedModelError(f"model_type {kind!r} is quantised (quantization_config), which is not supported")
+    rope = getattr(hf, "rope_parameters", None) or {}
+    if "longrope" in str(rope):
+        # Its factors follow the longest sequence of the batch: one request would change another's tokens.
+        raise UnsupportedModelError(f"model_type {kind!r} uses longrope, which is not supported")
     types = set(getattr(hf, "layer_types", None) or ()) - _LAYER_TYPES
     if types:
         raise UnsupportedModelError(
@@ -179,9 +190,9 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            files = [folder / name for name in names]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index} is damaged: {error}") from error
-        files = [folder / name for name in names]
     else:
         files = [folder / "model.safetensors"]
     for file in files:
@@ -196,7 +207,14 @@ def check_weights(folder: Path) -> dict[str, list[int]]:
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
-                shapes.update({name: tensors.get_slice(name).get_shape() for name in tensors.keys()})  # noqa: SIM118
+                for name in tensors.keys():  # noqa: SIM118
+                    stored = tensors.get_slice(name)
+                    shapes[name] = stored.get_shape()
+                    if stored.get_dtype() not in _WEIGHT_DTYPES:
+                        raise UnsupportedModelError(
+                            f"{file}: tensor {name!r} is stored as {stored.get_dtype()}; quantised weights are not"
+                            f" supported, only {', '.join(_WEIGHT_DTYPES)}"
+                        )
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is damaged or half-written: {error}") from error
     return shapes
@@ -204,9 +222,12 @@ def check_weights(folder: Path) -> dict[str, list[int]]:
 
 def _check_tensors(folder: Path, hf: Any, shapes: dict[str, list[int]]) -> None:
     """Every parameter of the model must be there, in its shape."""
-    with torch.device("meta"), no_init_weights():
-        # A copy: the dtype is written into the configuration.
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(hf), dtype=torch.float32)
+    try:
+        with torch.device("meta"), no_init_weights():
+            # A copy: the dtype is written into the configuration.
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(hf), dtype=torch.float32)
+    except Exception as error:  # transformers raises whatever a wrong value leads to
+        raise CheckpointError(f"{folder / 'config.json'}: no model can be made of it: {error!r}") from error
     for name, parameter in model.named_parameters():
         if name == "lm_head.weight" and name not in shapes and getattr(hf, "tie_word_embeddings", False):
             continue

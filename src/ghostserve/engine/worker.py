@@ -48,10 +48,11 @@ class Worker:
     def __init__(self, config: WorkerConfig, channel: Channel[msg.ToWorker]) -> None:
         self._config = config
         self._channel = channel
-        self._inbox: queue.SimpleQueue[msg.ToWorker | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[msg.ToWorker] = queue.SimpleQueue()
         self._failpoints = Failpoints.from_environment()
         self._rank = -1
         self._epoch = 0
+        self._idle = False
         spec = config.spec
         torch.set_num_threads(config.threads)
         self._communicator = Communicator(spec.tensor_parallel_size)
@@ -75,16 +76,22 @@ class Worker:
         """Serve until told to stop, until the coordinator is gone, or until this worker itself is broken."""
         threading.Thread(target=self._receive, name="receiver", daemon=True).start()
         self._channel.send(msg.Hello(os.getpid()))
-        while (message := self._inbox.get()) is not None and not isinstance(message, msg.Shutdown):
+        while not isinstance(message := self._next(), msg.Shutdown):
             self._handle(message)
         self._communicator.unbind()
+
+    def _next(self) -> msg.ToWorker:
+        self._idle = True
+        message = self._inbox.get()
+        self._idle = False
+        return message
 
     def _receive(self) -> None:
         try:
             while True:
                 message = self._channel.receive()
                 if isinstance(message, msg.Ping):
-                    self._channel.send(msg.Pong(message.token, self._communicator.in_collective))
+                    self._channel.send(msg.Pong(message.token, self._idle or self._communicator.in_collective))
                 else:
                     self._inbox.put(message)
         except ChannelClosedError:

@@ -84,7 +84,7 @@ class StepOverdue:
 
 @dataclass(frozen=True)
 class Probed:
-    """A worker answered a probe. One that neither answers nor waits in a collective is what the others wait for."""
+    """A worker answered a probe; `waiting`: in a collective, or for the next message, so it holds nobody up."""
 
     worker: int
     waiting: bool

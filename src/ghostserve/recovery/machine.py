@@ -44,6 +44,8 @@ class MachineSettings:
     probe_deadline: float = 1.0
     max_attempts: int = 8
     max_failed_spawns: int = 3
+    spawn_retry: float = 10.0
+    """Seconds until standbys are started again after so many have failed."""
 
 
 class RecoveryMachine:
@@ -72,6 +74,8 @@ class RecoveryMachine:
         self._spared = -1
         self._busy: set[int] = set()
         self._attempts = 0
+        self._step_open = False
+        self._retry_at: float | None = None
         self._failed_spawns = 0
         self._spawning = 0
 
@@ -88,6 +92,10 @@ class RecoveryMachine:
         self._spawning -= 1
         self.starting.add(worker)
 
+    def step_sent(self) -> None:
+        """A new step is under way. A loss without one is no failed attempt: an idle engine may lose any number."""
+        self._step_open = True
+
     def step_finished(self) -> None:
         """A step was answered: a probe is pointless, and if it was a new one, earlier attempts are forgotten.
 
@@ -97,6 +105,7 @@ class RecoveryMachine:
             self.phase, self.deadline = self._probed_from, None
         if self.phase is Phase.SERVING:
             self._attempts = 0
+            self._step_open = False
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Command]:
         """What to do about `event`. Events of older epochs and of forgotten workers change nothing."""
@@ -147,6 +156,7 @@ class RecoveryMachine:
                 return kill + self._refill()
             if self._vacant():
                 return kill + self._give_up(f"{self._failed_spawns} workers in a row died while starting: {reason}")
+            self._retry_at = now + self.settings.spawn_retry
             return kill
         rank = next((r for r, w in self.members.items() if w == worker), None)
         if rank is None:
@@ -171,6 +181,8 @@ class RecoveryMachine:
     def _begin(self, reason: str, ranks: tuple[int, ...], now: float) -> list[ev.Command]:
         """Fence: a new epoch. Everyone who is left leaves the group; lost ranks get new workers."""
         self.epoch += 1
+        if self.phase is Phase.SERVING and not self._step_open:
+            self._attempts = 0
         self._attempts += 1
         if self._attempts > self.settings.max_attempts:
             return self._give_up(f"{self._attempts - 1} recoveries in a row without a finished step; last: {reason}")
@@ -259,6 +271,7 @@ class RecoveryMachine:
         self._mark("resumed", now)
         timeline, self.timeline = self.timeline, None
         self.phase, self.deadline, self._fresh = Phase.SERVING, None, False
+        self._step_open = False
         return [ev.Resume(self.epoch, timeline), *self._refill()]
 
     def _enter(self, phase: Phase, now: float) -> list[ev.Command]:
@@ -271,6 +284,9 @@ class RecoveryMachine:
     # ---- time
 
     def _tick(self, now: float) -> list[ev.Command]:
+        if self.phase is Phase.SERVING and self._retry_at is not None and now >= self._retry_at:
+            self._retry_at, self._failed_spawns = None, 0
+            return self._refill()
         if self.deadline is None or now < self.deadline:
             return []
         if self.phase is Phase.PROBING:
@@ -286,13 +302,15 @@ class RecoveryMachine:
         return self._lose_all(late, f"no answer while {self.phase}", now)
 
     def _judge(self, now: float) -> list[ev.Command]:
-        """Those that wait in a collective are victims; who does not answer, or is busy elsewhere, is the culprit.
+        """Who waits is a victim. Who does not answer is the culprit; if all do, it is who is busy with something else.
 
         If all are busy the step may just be slow: it gets its deadline once more.
         """
-        culprits = {w for w in self.members.values() if w not in self._answered}
+        everyone = set(self.members.values())
+        silent = everyone - self._answered - self._busy
+        culprits = silent or everyone - self._answered
         self.phase = self._probed_from
-        if self._busy >= set(self.members.values()) and self._spared != self._overdue:
+        if self._busy >= everyone and self._spared != self._overdue:
             self._spared, self.deadline = self._overdue, None
             return []
         if culprits:

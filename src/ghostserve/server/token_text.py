@@ -13,7 +13,8 @@ class TokenText:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        byte_level = type(tokenizer.backend_tokenizer.decoder).__name__ == "ByteLevel"
+        backend = getattr(tokenizer, "backend_tokenizer", None)  # only fast tokenizers have one
+        byte_level = type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
         self._alphabet = _byte_level_alphabet() if byte_level else {}
 
     def text(self, token_id: int) -> str:
