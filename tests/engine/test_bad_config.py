@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.engine import Engine
@@ -106,6 +108,11 @@ def truncate_weights(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def store_weights_as_int8(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    save_file({name: tensor.to(torch.int8) for name, tensor in load_file(file).items()}, file)
+
+
 def index_of_missing_file(folder: Path) -> None:
     index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -188,6 +195,33 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], type[GhostServeError], str]] 
         lambda f: (f / "generation_config.json").write_text("{"),
         CheckpointError,
         "generation_config.json",
+    ),
+    "an unknown activation": (
+        lambda f: change_config(f, hidden_act="bogus"),
+        CheckpointError,
+        "no model can be made of it",
+    ),
+    "quantised by its configuration": (
+        lambda f: change_config(f, quantization_config={"quant_method": "fp8"}),
+        UnsupportedModelError,
+        "quantised",
+    ),
+    "quantised weights": (store_weights_as_int8, UnsupportedModelError, "stored as I8"),
+    "no KV heads": (lambda f: change_config(f, num_key_value_heads=0), CheckpointError, "num_key_value_heads|can't be"),
+    "factors that follow the batch": (
+        lambda f: change_config(
+            f,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0] * 8,
+                "long_factor": [2.0] * 8,
+                "original_max_position_embeddings": 64,
+                "factor": 4.0,
+            },
+        ),
+        UnsupportedModelError,
+        "longrope",
     ),
     "a kind of layer that is not served": (
         lambda f: change_config(f, layer_types=["full_attention", "linear_attention"], model_type="qwen3"),
