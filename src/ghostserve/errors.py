@@ -6,8 +6,12 @@ Every message carries the value that was refused and what is allowed instead.
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "CudaError",
+    "DeviceMemoryError",
+    "DeviceUnavailableError",
     "GhostServeError",
     "MemoryBudgetError",
+    "PeerAccessError",
     "RequestError",
     "StaleEpochError",
     "StoreMismatchError",
@@ -44,6 +48,34 @@ class MemoryBudgetError(GhostServeError):
         super().__init__(message)
         self.needed = needed
         self.available = available
+
+
+class CudaError(GhostServeError):
+    """A call into CUDA failed; the message says what was tried with which numbers, and what to do.
+
+    `code` is CUDA's own name of the error ("cudaErrorInvalidValue"), empty where the call was never made.
+    """
+
+    def __init__(self, message: str, *, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class DeviceMemoryError(CudaError):
+    """A GPU's memory is too small for what was asked; carries bytes needed and bytes free."""
+
+    def __init__(self, message: str, *, needed: int, available: int, code: str = "cudaErrorMemoryAllocation") -> None:
+        super().__init__(message, code=code)
+        self.needed = needed
+        self.available = available
+
+
+class PeerAccessError(CudaError):
+    """Another process's device memory can't be mapped here; shards can be staged over the host instead."""
+
+
+class DeviceUnavailableError(ConfigError):
+    """This machine's GPUs, driver or NCCL can't serve what was asked; raised before anything starts."""
 
 
 class StoreMismatchError(GhostServeError):

@@ -47,6 +47,9 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     watermark: int
     ranks: list[RankStatus]
     standbys: list[StandbyStatus] = msgspec.field(default_factory=list)
+    device: str = "cpu"  # or "cuda"
+    data_path: str = "host"  # how KV becomes parity: "host", "cuda-ipc", "cuda-staged", "none"
+    placement: list[str] = msgspec.field(default_factory=list)  # why these, and what was not possible
     parity: str = "none"  # such as "rs:2"
     parity_bytes: int = 0
     protected_tokens: int = 0

@@ -7,7 +7,7 @@ from ghostserve.checkpoint import Checkpointer, FlushTask, encode_ranges
 from ghostserve.codes import checksum_reference, make_backend, make_code
 from ghostserve.codes.reference import naive_parity
 from ghostserve.errors import StaleEpochError, StoreMismatchError
-from ghostserve.parity import CacheLayout, ParityStore, ShardMap, SlotRange, StoreGeometry, gather
+from ghostserve.parity import CacheLayout, HostArena, ParityStore, ShardMap, SlotRange, StoreGeometry, gather
 
 LAYOUT = CacheLayout.layered(num_layers=2, num_blocks=6, block_size=4, row_bytes=16)
 CODES = ["xor", "rdp", "rs:1", "rs:2", "rs:3"]
@@ -28,7 +28,7 @@ class Group:
             "store": self.store,
             "code": made,
             "backend": make_backend("cpu"),
-            "arenas": self.arenas,
+            "arenas": [HostArena(arena) for arena in self.arenas],
             "layout": LAYOUT,
             "shard_map": shard_map,
         }
@@ -99,7 +99,7 @@ def test_parts_that_do_not_belong_together_are_refused(group):
         "code": make_code("rs:1", 4),
         "layout": CacheLayout.layered(2, 6, 4, 8),
         "shard_map": ShardMap(4, 2),
-        "arenas": group.arenas[:3],
+        "arenas": group.parts["arenas"][:3],
     }
     for name, part in wrong.items():
         with pytest.raises(StoreMismatchError):
@@ -111,6 +111,17 @@ def test_a_fenced_epoch_encodes_nothing(group):
     with pytest.raises(StaleEpochError):
         encode_ranges(**group.parts, epoch=1, ranges=[whole(0)])
     assert not group.store.committed(0, 1, 0).any()
+
+
+def encoder(group, **changed):
+    """The two things that a checkpointer needs of `group`."""
+    parts = group.parts | changed
+    return {
+        "encode": lambda epoch, ranges, after, on_stage: encode_ranges(
+            **parts, epoch=epoch, ranges=ranges, on_stage=on_stage
+        ),
+        "current_epoch": lambda: group.store.epoch,
+    }
 
 
 class Calls:
@@ -131,7 +142,7 @@ def calls():
 
 @pytest.fixture
 def checkpointer(group, calls):
-    made = Checkpointer(rank=0, **group.parts, on_done=calls.on_done, on_error=calls.on_error, queue_tasks=4)
+    made = Checkpointer(rank=0, **encoder(group), on_done=calls.on_done, on_error=calls.on_error, queue_tasks=4)
     yield made
     made.close()
 
@@ -147,6 +158,22 @@ def test_tasks_are_committed_in_order_and_acked(checkpointer, group, calls):
     assert calls.done == [(1, (number,)) for number in range(6)]
     assert all(group.store.committed(block, 1, block).all() for block in range(6))
     assert calls.errors == []
+
+
+def test_every_task_is_encoded_after_its_own_mark(calls):
+    seen = []
+
+    def encode(epoch, ranges, after, on_stage):
+        on_stage("begin")
+        seen.append((epoch, ranges, after))
+
+    parts = {"encode": encode, "current_epoch": lambda: 1, "on_stage": seen.append}
+    checkpointer = Checkpointer(rank=0, **parts, on_done=calls.on_done, on_error=calls.on_error)
+    checkpointer.submit(1, task(0, whole(0)), "step 0 has ended")
+    checkpointer.submit(1, task(1, whole(1)))
+    assert checkpointer.drain(10)
+    checkpointer.close()
+    assert seen == ["begin", (1, (whole(0),), "step 0 has ended"), "begin", (1, (whole(1),), None)]
 
 
 def test_an_error_is_reported_and_the_next_task_runs(checkpointer, calls):
@@ -178,7 +205,7 @@ class GatedBackend:
 @pytest.fixture
 def gated(group, calls):
     backend = GatedBackend()
-    parts = group.parts | {"backend": backend}
+    parts = encoder(group, backend=backend)
     made = Checkpointer(rank=0, **parts, on_done=calls.on_done, on_error=calls.on_error, queue_tasks=4)
     yield made, backend
     backend.go.set()
@@ -218,7 +245,7 @@ def test_a_full_queue_makes_the_submitter_wait(gated, calls):
 
 
 def test_closing_ends_the_thread_and_refuses_more(group, calls):
-    checkpointer = Checkpointer(rank=0, **group.parts, on_done=calls.on_done, on_error=calls.on_error)
+    checkpointer = Checkpointer(rank=0, **encoder(group), on_done=calls.on_done, on_error=calls.on_error)
     checkpointer.close()
     checkpointer.close()
     assert not any(t.name == "checkpointer-0" for t in threading.enumerate())
@@ -231,7 +258,7 @@ def test_a_callback_that_raises_leaves_nobody_waiting(group):
     def fail(*_):
         raise RuntimeError("the pipe is gone")
 
-    checkpointer = Checkpointer(rank=0, **group.parts, on_done=fail, on_error=fail)
+    checkpointer = Checkpointer(rank=0, **encoder(group), on_done=fail, on_error=fail)
     checkpointer.submit(1, task(0, whole(0)))
     assert checkpointer.drain(10)
     with pytest.raises(ValueError, match="closed"):

@@ -4,6 +4,7 @@ import socket
 import time
 
 import pytest
+import torch
 from cli_command import RunCommand
 
 from ghostserve import __version__
@@ -55,7 +56,9 @@ def test_help_is_fast_and_version_is_known(ghostserve: RunCommand) -> None:
         (["demo", "--parity", "none"], "parity is 'none'"),
         (["demo", "--max-tokens", "2"], "max_tokens must be at least 24, not 2"),
         (["demo", "--svg", "/no/such/folder/x.svg"], "folder does not exist"),
-        (["bench", "luck"], "benchmark 'luck' is unknown"),
+        (["bench", "luck"], "benchmark 'luck' is unknown; allowed: all, codes, overhead, pause, gpu-all, kernels"),
+        (["bench", "overhead", "--device", "tpu"], "device 'tpu' is unknown; allowed: cpu, cuda"),
+        (["bench", "codes", "--output", "/no/such/folder/x.json"], "the folder '/no/such/folder' does not exist"),
     ],
 )
 def test_bad_settings(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +67,16 @@ def test_bad_settings(arguments: list[str], said: str, capsys: pytest.CaptureFix
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert said in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("which", ["kernels", "checkpoint", "rebuild", "gpu-all", "overhead --device cuda"])
+def test_benchmarks_of_a_gpu_that_is_not_there(which: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *which.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: benchmark ")
+    assert "needs a CUDA device" in error
+    assert error.count("\n") == 1
 
 
 def test_a_checkpoint_that_is_missing(ghostserve: RunCommand) -> None:

@@ -41,8 +41,15 @@ from ghostserve.status import RecoveryRecord
 
 __all__ = ["Scene", "Stage", "Stream", "anything", "decoding", "phase", "prefilling", "replaying", "resumed", "running"]
 
-PATIENCE = 45.0
-DEFAULTS = {"kv_cache_memory": 1 << 22, "max_num_seqs": 8, "max_num_batched_tokens": 64, "standbys": 2}
+PATIENCE = {"cpu": 45.0, "cuda": 150.0}
+"""Seconds, by device: a standby on CUDA also needs its context, NCCL and compiled kernels."""
+DEFAULTS = {
+    "device": "cpu",
+    "kv_cache_memory": 1 << 22,
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 64,
+    "standbys": 2,
+}
 
 Moment = Callable[[str, dict[str, object]], bool]
 """Says of something that the observer was told whether it is the one that is waited for."""
@@ -194,8 +201,8 @@ class Stage:
             and status.num_running + status.num_waiting == 0
         )
 
-    def until(self, condition: Callable[[], object], complaint: str, seconds: float = PATIENCE) -> None:
-        deadline = time.monotonic() + seconds
+    def until(self, condition: Callable[[], object], complaint: str) -> None:
+        deadline = time.monotonic() + PATIENCE[self.engine.placement.device]
         while not condition():
             if self.engine.coordinator.failure is not None:
                 raise self.engine.coordinator.failure
@@ -226,7 +233,7 @@ class Stage:
         """Run a recording on workers that were never disturbed."""
         assert not self.armed(), f"never hit: {self.armed()}"  # also: the undisturbed must not hit them
         if self._undisturbed is None:
-            self._undisturbed = Undisturbed(self.engine.spec).__enter__()
+            self._undisturbed = Undisturbed(self.engine.spec, self.engine.placement).__enter__()
         return self._undisturbed.compare(recording)
 
     def close(self) -> None:
@@ -298,7 +305,7 @@ class Scene:
     def finish(self, *, recoveries: int | None = None) -> None:
         """All streams run to their end; every strike has struck, and the engine serves again."""
         for stream in (s for s in self.streams if not s.aborted):
-            self.stage.until(stream.over.is_set, f"{stream.request_id} never ended", PATIENCE)
+            self.stage.until(stream.over.is_set, f"{stream.request_id} never ended")
         self.stage.until(lambda: self.engine.status().state == "serving", "the engine never served again")
         assert not self.stage.problems, self.stage.problems
         assert not self.stage.strikes, f"{len(self.stage.strikes)} strikes never had their moment"

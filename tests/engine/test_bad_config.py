@@ -39,13 +39,13 @@ def folder(llama_4: str, tmp_path: Path) -> Path:
 def refused(error: type[GhostServeError], words: str, **settings: object) -> None:
     """The engine can't be made, with this error, whose one-line message has these words."""
     with pytest.raises(error, match=words) as caught:
-        Engine(EngineConfig(**{"kv_cache_memory": 1 << 22} | settings))
+        Engine(EngineConfig(**{"device": "cpu", "kv_cache_memory": 1 << 22} | settings))
     assert type(caught.value) is error
     assert str(caught.value).strip()
 
 
 def test_a_good_one_is_made(folder: Path) -> None:
-    engine = Engine(EngineConfig(model=str(folder), tensor_parallel_size=4, kv_cache_memory=1 << 22))
+    engine = Engine(EngineConfig(model=str(folder), device="cpu", tensor_parallel_size=4, kv_cache_memory=1 << 22))
     engine.stop()
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig, PreTra
 from transformers.models.bert import BertConfig
 from transformers.models.deepseek_v3 import DeepseekV3Config
 
-from ghostserve.engine.communicator import Communicator
+from ghostserve.engine.communicator import make_communicator
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.messages import Draw, SequencePart, StepPlan
 from ghostserve.engine.model import ShardedModel
@@ -38,9 +38,9 @@ def test_one_rank_in_this_process(checkpoint, family: str) -> None:  # type: ign
     """The model and the runner alone: prefill in chunks of 25, then one token a step."""
     folder = checkpoint(family)
     spec = inspect_checkpoint(EngineConfig(model=folder, kv_cache_memory=1 << 22))
-    model = ShardedModel(spec, Communicator(1))
+    model = ShardedModel(spec, make_communicator("cpu", 1))
     model.load(0)
-    arena = torch.zeros(spec.cache_layout.total_bytes, dtype=torch.uint8).numpy()
+    arena = torch.zeros(spec.cache_layout.total_bytes, dtype=torch.uint8)
     runner = StepRunner(spec, model, arena)
     blocks = tuple(range(5, 5 + 10))
     draw = Draw(0.0, 1.0, 0, 0, 0, None)

@@ -1,3 +1,4 @@
+import ctypes
 import os
 import signal
 import stat
@@ -158,6 +159,43 @@ def test_a_fence_that_falls_during_a_write_leaves_it_uncommitted(store, monkeypa
         store.write(3, OLD, *content(0, 3))
     assert len(seen) == 2
     assert not store.committed(9, 5, 2).any()
+
+
+def test_a_device_writes_the_payload_between_begin_and_commit(store):
+    """The payload by its address, as a device gets it; until the commit none of these slots counts, old or new."""
+    ranges = [SlotRange(9, 6, 2, 1, 3), SlotRange(0, 1, 0, 3, 4)]
+    store.write(3, OLD, *content(0, 3))
+    parity, sums = content(1, 3)
+    store.begin(3, ranges)
+    assert store.committed(9, 5, 2).tolist() == [False, False, False, True]
+    rows = store.store_rows(ranges)
+    assert rows.tolist() == [9, 10, 3]
+    for row, slot in zip(rows, parity, strict=True):
+        ctypes.memmove(store.payload_address + int(row) * slot.nbytes, slot.tobytes(), slot.nbytes)
+    assert not store.committed_slots(ranges).any()
+    store.commit(3, ranges, sums)
+    assert store.committed_slots(ranges).all()
+    assert np.array_equal(store.payload(ranges), parity)
+    assert np.array_equal(store.records(ranges), sums)
+    twin = ParityStore.create(GEOMETRY, epoch=3)
+    twin.write(3, OLD, *content(0, 3))
+    twin.write(3, ranges, parity, sums)
+    assert np.array_equal(twin.region.array, store.region.array)
+
+
+def test_a_fence_between_begin_and_commit_leaves_the_slots_uncommitted(store):
+    for fenced in (False, True):
+        epoch = store.epoch
+        store.begin(epoch, OLD)
+        if fenced:
+            store.advance(epoch + 1)
+            with pytest.raises(StaleEpochError):
+                store.commit(epoch, OLD, content(0, 3)[1])
+            with pytest.raises(StaleEpochError):
+                store.begin(epoch, OLD)
+        else:
+            store.commit(epoch, OLD, content(0, 3)[1])
+        assert store.committed_slots([OLD]).all() != fenced
 
 
 def test_the_epoch_is_shared_and_never_goes_back(store):

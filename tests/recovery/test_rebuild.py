@@ -5,7 +5,7 @@ import pytest
 
 from ghostserve.checkpoint import encode_ranges
 from ghostserve.codes import make_backend, make_code
-from ghostserve.parity import CacheLayout, ParityStore, ShardMap, SlotRange, StoreGeometry, gather, scatter
+from ghostserve.parity import CacheLayout, HostArena, ParityStore, ShardMap, SlotRange, StoreGeometry, gather, scatter
 from ghostserve.parity.ranges import num_slots, singles
 from ghostserve.recovery.rebuild import Fault, rebuild
 
@@ -36,7 +36,7 @@ class Group:
             "store": self.store,
             "code": self.code,
             "backend": make_backend("cpu"),
-            "arenas": self.arenas,
+            "arenas": [HostArena(arena) for arena in self.arenas],
             "layout": LAYOUT,
             "shard_map": self.shard_map,
         }

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ghostserve.bench.workload import Stream, bench_config, run_streams
+from ghostserve.bench.workload import Stream, run_streams
+from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.coordinator import Options
 from ghostserve.engine.engine import Engine
 from ghostserve.engine.rerun import rerun
 from ghostserve.errors import GhostServeError
+from ghostserve.status import RecoveryRecord
 
 __all__ = ["PauseFigure", "bench_pause"]
 
@@ -19,47 +21,82 @@ _STREAMS, _PROMPT, _TOKENS, _KILL_AT = 6, 256, 32, 12
 
 @dataclass(frozen=True)
 class PauseFigure:
-    """Seconds from the kill until every stream has its next token."""
+    """Seconds from the kill until every stream has its next token; `phases` what they went to, in their order."""
 
     way: str
     seconds: float
+    phases: tuple[tuple[str, float], ...] = ()
 
 
 def bench_pause(
-    model: str, tensor_parallel_size: int, parity: str, *, progress: Callable[[str], None]
+    config: Callable[..., EngineConfig], *, progress: Callable[[str], None], quick: bool = False
 ) -> list[PauseFigure]:
     """Three ways in one run. The first two are checked bit by bit against an undisturbed run of the same schedule.
 
     Restart is today's way: the engine is started again and every request is sent again; a stream has its next token
-    when it has got back to where it was.
+    when it has got back to where it was. `config(standbys=...)` and `config(parity="none", standbys=0)` give the
+    settings. `quick`: only the first way.
     """
     figures = []
-    for standbys, way in ((1, "recovery with a standby"), (0, "recovery without a standby")):
+    ways = ((1, "recovery with a standby"), (0, "recovery without a standby"))
+    for standbys, way in ways[:1] if quick else ways:
         progress(f"{way}: starting")
-        figures.append(PauseFigure(way, _recovery(model, tensor_parallel_size, parity, standbys, progress)))
-    progress("restart: starting")
-    figures.append(PauseFigure("restart and send again", _restart(model, tensor_parallel_size, progress)))
+        seconds, phases = _recovery(config(standbys=standbys), progress)
+        figures.append(PauseFigure(way, seconds, phases))
+    if not quick:
+        progress("restart: starting")
+        figures.append(PauseFigure("restart and send again", _restart(config(parity="none", standbys=0), progress)))
     return figures
 
 
-def _recovery(model: str, tp: int, parity: str, standbys: int, progress: Callable[[str], None]) -> float:
-    engine = Engine(bench_config(model, tp, parity, standbys=standbys), options=Options(record=True))
+def _recovery(config: EngineConfig, progress: Callable[[str], None]) -> tuple[float, tuple[tuple[str, float], ...]]:
+    noticed: list[float] = []
+
+    def observe(name: str, details: dict[str, object]) -> None:
+        if name == "lost":
+            noticed.append(time.monotonic())
+
+    engine = Engine(config, options=Options(record=True, observer=observe))
     with engine:
-        _wait_for_standbys(engine, standbys)
+        _wait_for_standbys(engine, config.standbys)
+        noticed.clear()
         killed = _Killer(engine)
         progress("streaming, then SIGKILL")
         streams = run_streams(
             engine, count=_STREAMS, prompt_tokens=_PROMPT, max_tokens=_TOKENS, name="pause", on_token=killed
         )
+        records = engine.status().recoveries
     progress("comparing with the undisturbed run")
-    result = rerun(engine.coordinator.config, engine.spec, engine.coordinator.recording)
+    result = rerun(config, engine.spec, engine.coordinator.recording, placement=engine.placement)
     if result.differences or result.compared != _STREAMS * _TOKENS:
         raise GhostServeError(f"{len(result.differences)} of {result.compared} tokens differ from the undisturbed run")
-    return _seconds_until_next(streams, killed.at)
+    if len(records) != 1 or not noticed:
+        raise GhostServeError(f"one recovery was expected, there were {[record.reason for record in records]}")
+    seconds = _seconds_until_next(streams, killed.at)
+    return seconds, _phases(records[0], noticed[0] - killed.at, seconds)
 
 
-def _restart(model: str, tp: int, progress: Callable[[str], None]) -> float:
-    config = bench_config(model, tp, "none", standbys=0)
+_MEANING = {
+    "released": "survivors leave the group",
+    "spawned": "a newcomer takes the rank",
+    "weights": "it has its weights",
+    "rejoined": "new group, caches mapped",
+    "rebuilt": "KV rebuilt from parity",
+    "replayed": "unprotected steps replayed",
+}
+
+
+def _phases(record: RecoveryRecord, until_noticed: float, total: float) -> tuple[tuple[str, float], ...]:
+    """Moments since the detection become durations. Phases overlap: each counts from the end of the one before."""
+    found, last = [("the death is noticed", until_noticed)], 0.0
+    for name, at in sorted(record.phases, key=lambda mark: mark[1]):
+        if name in _MEANING:
+            found.append((_MEANING[name], at - last))
+            last = at
+    return (*found, ("the next token of every stream", total - until_noticed - last))
+
+
+def _restart(config: EngineConfig, progress: Callable[[str], None]) -> float:
     with Engine(config) as engine:
         progress("streaming, then SIGKILL")
         killed = _Killer(engine, then=engine.coordinator.stop)

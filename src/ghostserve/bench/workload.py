@@ -20,14 +20,25 @@ class Stream:
     times: list[float] = field(default_factory=list)
 
 
-def bench_config(model: str, tensor_parallel_size: int, parity: str, *, standbys: int = 1) -> EngineConfig:
+def bench_config(
+    model: str,
+    tensor_parallel_size: int,
+    parity: str,
+    *,
+    standbys: int = 1,
+    device: str = "cpu",
+    kv_cache_memory: int = 256 << 20,
+    max_model_len: int | None = None,
+) -> EngineConfig:
     """The same settings for every variant but for what is compared."""
     return EngineConfig(
         model=model,
         tensor_parallel_size=tensor_parallel_size,
         parity=parity,
         standbys=standbys,
-        kv_cache_memory=256 << 20,
+        device=device,
+        kv_cache_memory=kv_cache_memory,
+        max_model_len=max_model_len,
         max_num_seqs=16,
         max_num_batched_tokens=256,
     )

@@ -4,19 +4,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ghostserve.checkpoint.encoding import encode_ranges
 from ghostserve.checkpoint.tasks import FlushTask
-from ghostserve.codes import Backend, Code
 from ghostserve.errors import StaleEpochError
-from ghostserve.parity.geometry import CacheLayout, ShardMap
-from ghostserve.parity.store import ParityStore
+from ghostserve.parity.ranges import SlotRange
 
 __all__ = ["Checkpointer"]
 
 QUEUE_TASKS = 64
+
+Encode = Callable[[int, Sequence[SlotRange], object | None, Callable[[str], None]], None]
 
 
 class Checkpointer:
@@ -32,42 +28,39 @@ class Checkpointer:
         self,
         *,
         rank: int,
-        store: ParityStore,
-        code: Code,
-        backend: Backend,
-        arenas: Sequence[NDArray[np.uint8]],
-        layout: CacheLayout,
-        shard_map: ShardMap,
+        encode: Encode,
+        current_epoch: Callable[[], int],
         on_done: Callable[[int, tuple[int, ...]], None],
         on_error: Callable[[int, FlushTask, Exception], None],
         on_stage: Callable[[str], None] = lambda stage: None,
         queue_tasks: int = QUEUE_TASKS,
     ) -> None:
-        """`arenas`: one uint8 (layout.total_bytes,) a rank, this rank's own among them.
+        """`encode(epoch, ranges, after, on_stage)` returns when all slots of `ranges` are committed under `epoch`.
 
-        `on_stage` is told where a flush stands, see `encode_ranges`: the place for failpoints and traces.
+        `current_epoch` gives the group's. `on_stage` is told where a flush stands, see `encode_ranges`: the place for
+        failpoints and traces.
         """
-        self._store, self._code, self._backend = store, code, backend
-        self._arenas, self._layout, self._shard_map = arenas, layout, shard_map
+        self._encode, self._current_epoch = encode, current_epoch
         self._on_done, self._on_error, self._on_stage = on_done, on_error, on_stage
         self._limit = queue_tasks
-        self._queue: deque[tuple[int, FlushTask]] = deque()
+        self._queue: deque[tuple[int, FlushTask, object | None]] = deque()
         self._busy = False
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"checkpointer-{rank}", daemon=True)
         self._thread.start()
 
-    def submit(self, epoch: int, task: FlushTask) -> None:
+    def submit(self, epoch: int, task: FlushTask, after: object | None = None) -> None:
         """Queue `task`; waits while the queue is full, so a slow host slows the model and loses nothing.
 
-        Raises `ValueError` after `close`.
+        `after`: handed on to `encode`, which may read the slots once it has happened; None: at once. Raises
+        `ValueError` after `close`.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._closing or len(self._queue) < self._limit)
             if self._closing:
                 raise ValueError(f"task {task.task_id} was submitted to a closed checkpointer")
-            self._queue.append((epoch, task))
+            self._queue.append((epoch, task, after))
             self._changed.notify_all()
 
     def drain(self, timeout: float) -> bool:
@@ -77,7 +70,7 @@ class Checkpointer:
         rejoins.
         """
         with self._changed:
-            epoch = self._store.epoch
+            epoch = self._current_epoch()
             self._queue = deque(entry for entry in self._queue if entry[0] >= epoch)
             self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._queue and not self._busy, timeout)
@@ -104,7 +97,7 @@ class Checkpointer:
                 self._closing, self._busy = True, False
                 self._changed.notify_all()
 
-    def _next(self) -> tuple[int, FlushTask] | None:
+    def _next(self) -> tuple[int, FlushTask, object | None] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._queue)
             if self._closing:
@@ -114,19 +107,9 @@ class Checkpointer:
             self._changed.notify_all()
             return entry
 
-    def _flush(self, epoch: int, task: FlushTask) -> None:
+    def _flush(self, epoch: int, task: FlushTask, after: object | None) -> None:
         try:
-            encode_ranges(
-                store=self._store,
-                code=self._code,
-                backend=self._backend,
-                arenas=self._arenas,
-                layout=self._layout,
-                shard_map=self._shard_map,
-                epoch=epoch,
-                ranges=task.ranges,
-                on_stage=self._on_stage,
-            )
+            self._encode(epoch, task.ranges, after, self._on_stage)
             self._on_done(epoch, (task.task_id,))
         except StaleEpochError:
             return  # fenced: the coordinator knows, and sends it again under the new epoch if it must

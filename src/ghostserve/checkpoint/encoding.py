@@ -3,12 +3,11 @@
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ghostserve.codes import Backend, Code
+from ghostserve.parity.arena import Arena
 from ghostserve.parity.fit import check_fit
 from ghostserve.parity.geometry import CacheLayout, ShardMap
-from ghostserve.parity.paging import gather
 from ghostserve.parity.ranges import SlotRange, num_slots, tiles
 from ghostserve.parity.store import ParityStore
 
@@ -23,7 +22,7 @@ def encode_ranges(
     store: ParityStore,
     code: Code,
     backend: Backend,
-    arenas: Sequence[NDArray[np.uint8]],
+    arenas: Sequence[Arena],
     layout: CacheLayout,
     shard_map: ShardMap,
     epoch: int,
@@ -33,7 +32,7 @@ def encode_ranges(
 ) -> None:
     """Read every data shard of `ranges` from its holder's arena, encode, and commit under `epoch`.
 
-    `arenas`: one uint8 (layout.total_bytes,) a rank, read one-sided: their owners take no part. Those of
+    `arenas`: one a rank, read one-sided: their owners take no part. Those of
     `dead` ranks are not read. `on_stage` is called for each tile with "begin", "encoded" (computed, not
     written) and "committed". Raises `StaleEpochError` once the group has left `epoch` (tiles committed before
     stay committed), `StoreMismatchError` if the parts do not belong together, and `ValueError` where a shard
@@ -50,7 +49,7 @@ def encode_ranges(
     for tile in tiles(ranges, TILE_SLOTS):
         on_stage("begin")
         slots = num_slots(tile)
-        shards = [gather(arenas[holders[shard]], layout, tile, shard_room[shard, :slots]) for shard in range(code.n)]
+        shards = [arenas[holders[shard]].gather(layout, tile, shard_room[shard, :slots]) for shard in range(code.n)]
         parity = parity_room[:slots]
         parity_shards = [parity[:, index] for index in range(code.k)]
         backend.run(code.encode_plan, shards, parity_shards)

@@ -2,42 +2,134 @@
 
 import json
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ghostserve import __version__
+from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError
 
-__all__ = ["BENCHMARKS", "run_bench"]
+__all__ = ["BENCHMARKS", "GPU_ONLY", "BenchSettings", "run_bench"]
 
 BENCHMARKS = ("codes", "overhead", "pause")
+GPU_ONLY = ("kernels", "checkpoint", "rebuild")
+_EVERYTHING, _EVERYTHING_GPU = "all", "gpu-all"
+_DEVICES = ("cpu", "cuda")
+_LOG_WIDTH = 170  # of a file: the widest table, unbroken
 
 
-def run_bench(
-    which: str, *, model: str, tensor_parallel_size: int, parity: str, rounds: int, output: Path | None
-) -> None:
-    """Run one benchmark or `all`, print tables, and write JSON to `output`. Raises `ConfigError` for another name."""
-    if which not in ("all", *BENCHMARKS):
-        raise ConfigError(f"benchmark {which!r} is unknown; allowed: all, {', '.join(BENCHMARKS)}")
+@dataclass(frozen=True)
+class BenchSettings:
+    """What the command line says; see `ghostserve bench --help`."""
+
+    model: str | None
+    tensor_parallel_size: int
+    parity: str
+    rounds: int
+    device: str
+    quick: bool
+    shape: str | None
+    output: Path | None
+    plot: Path | None
+
+
+def run_bench(which: str, settings: BenchSettings) -> int:
+    """Run one benchmark, `all` or `gpu-all`, print tables, write JSON and plots. The exit code.
+
+    Raises `ConfigError` for another name, or for what this machine can't do, before anything is measured.
+    """
+    own, on_gpu = _chosen(which, settings)
+    _check_files(settings)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_LOG_WIDTH)
     results: dict[str, Any] = {"machine": _machine()}
+    failed = False
+    if on_gpu:
+        failed = _gpu(console, on_gpu, settings, results)
+    else:
+        console.print(" ".join(f"{name} {value}" for name, value in results["machine"].items()), style="dim")
+        for name in own:
+            results[name] = _RUN[name](console, settings)
+            _save(results, settings)
+    return int(failed)
+
+
+def _chosen(which: str, settings: BenchSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names to run here, and those to run on a GPU; one of the two is empty."""
+    if settings.device not in _DEVICES:
+        raise ConfigError(f"device {settings.device!r} is unknown; allowed: {', '.join(_DEVICES)}")
+    if which == _EVERYTHING_GPU:
+        return (), (*GPU_ONLY, "overhead")
+    if which in GPU_ONLY or (which == "overhead" and settings.device == "cuda"):
+        return (), (which,)
+    if which == _EVERYTHING:
+        return BENCHMARKS, ()
+    if which in BENCHMARKS:
+        return (which,), ()
+    names = (_EVERYTHING, *BENCHMARKS, _EVERYTHING_GPU, *GPU_ONLY)
+    raise ConfigError(f"benchmark {which!r} is unknown; allowed: {', '.join(names)}")
+
+
+def _check_files(settings: BenchSettings) -> None:
+    if settings.output is not None and not settings.output.absolute().parent.is_dir():
+        raise ConfigError(f"output {str(settings.output)!r}: the folder {str(settings.output.parent)!r} does not exist")
+    if settings.plot is not None:
+        from ghostserve.bench.plots import require_matplotlib
+
+        require_matplotlib()
+
+
+def _save(results: dict[str, Any], settings: BenchSettings) -> None:
+    """After each benchmark: a later one that is cut off takes nothing away."""
+    if settings.output is not None:
+        settings.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _gpu(console: Console, names: tuple[str, ...], settings: BenchSettings, results: dict[str, Any]) -> bool:
+    """Run on the GPU; True if one failed."""
+    from ghostserve.bench.gpu.device import cuda_device, describe
+    from ghostserve.bench.gpu.suite import as_json, run_suite
+    from ghostserve.bench.gpu.tables import tables
+
+    device = cuda_device(f"benchmark {', '.join(names)}")
+    results["machine"] |= describe(device)
     console.print(" ".join(f"{name} {value}" for name, value in results["machine"].items()), style="dim")
-    if which in ("all", "codes"):
-        results["codes"] = _codes(console)
-    if which in ("all", "overhead"):
-        results["overhead"] = _overhead(console, model, tensor_parallel_size, parity, rounds)
-    if which in ("all", "pause"):
-        results["pause"] = _pause(console, model, tensor_parallel_size, parity)
-    if output is not None:
-        output.write_text(json.dumps(results, indent=2) + "\n")
+    failed = False
+    began = time.monotonic()
+    with console.status("starting") as status:
+
+        def say(text: str) -> None:
+            status.update(text)
+            if not console.is_terminal:  # a run that is cut off tells how far it got
+                console.print(f"{time.monotonic() - began:6.1f} s {text}", style="dim", markup=False, highlight=False)
+
+        for outcome in run_suite(names, quick=settings.quick, device=device, say=say):
+            for table in tables(outcome):
+                console.print(table)
+            if outcome.error is not None:
+                failed = True
+                console.print(f"{outcome.name} failed:\n{outcome.error}", style="red", markup=False, highlight=False)
+            console.print(f"{outcome.name}: {outcome.seconds:.0f} s", style="dim")
+            results[outcome.name] = as_json(outcome)
+            _save(results, settings)
+    if settings.plot is not None:
+        from ghostserve.bench.plots import draw
+
+        for path in draw(results, settings.plot):
+            console.print(f"wrote {path}", style="dim")
+    return failed
 
 
-def _codes(console: Console) -> list[dict[str, Any]]:
+def _codes(console: Console, settings: BenchSettings) -> list[dict[str, Any]]:
     from ghostserve.bench.codes import bench_codes
 
     with _progress(console, "codes against ISA-L, one core"):
@@ -51,11 +143,12 @@ def _codes(console: Console) -> list[dict[str, Any]]:
     return [{"case": f.case, "slot_bytes": f.slot_bytes, "ours": f.ours_gbps, "isal": f.isal_gbps} for f in figures]
 
 
-def _overhead(console: Console, model: str, tp: int, parity: str, rounds: int) -> dict[str, Any]:
+def _overhead(console: Console, settings: BenchSettings) -> dict[str, Any]:
     from ghostserve.bench.overhead import bench_overhead
 
+    parity, tp = settings.parity, settings.tensor_parallel_size
     with _progress(console, "overhead") as say:
-        figure = bench_overhead(model, tp, parity, rounds=rounds, progress=say)
+        figure = bench_overhead(_model(settings), tp, parity, rounds=settings.rounds, progress=say)
     table = Table("round", parity, "none", "ratio", title=f"tokens/s, TP {tp}")
     for number, (a, b) in enumerate(zip(figure.protected, figure.unprotected, strict=True), 1):
         table.add_row(str(number), f"{a:.2f}", f"{b:.2f}", f"{a / b:.3f}")
@@ -64,17 +157,48 @@ def _overhead(console: Console, model: str, tp: int, parity: str, rounds: int) -
     return {"parity": parity, "protected": figure.protected, "none": figure.unprotected, "ratio": figure.ratio}
 
 
-def _pause(console: Console, model: str, tp: int, parity: str) -> list[dict[str, Any]]:
+def _pause(console: Console, settings: BenchSettings) -> list[dict[str, Any]]:
     from ghostserve.bench.pause import bench_pause
+    from ghostserve.bench.workload import bench_config
 
-    with _progress(console, "pause") as say:
-        figures = bench_pause(model, tp, parity, progress=say)
+    parity, tp = settings.parity, settings.tensor_parallel_size
+    with _progress(console, "pause") as say, ExitStack() as stack:
+        sizes: dict[str, Any] = {}
+        if settings.shape is not None:
+            from ghostserve.bench.shapes import SHAPES, shape_checkpoint
+
+            model = str(stack.enter_context(shape_checkpoint(settings.shape, say)))
+            shape = SHAPES[settings.shape]
+            sizes = {"kv_cache_memory": shape.kv_bytes, "max_model_len": shape.context}
+        else:
+            model = _model(settings)
+
+        def config(*, parity: str = parity, standbys: int) -> EngineConfig:
+            return bench_config(model, tp, parity, standbys=standbys, device=settings.device, **sizes)
+
+        figures = bench_pause(config, progress=say, quick=settings.quick)
     restart = figures[-1].seconds
-    table = Table("way", "kill to next token, all streams (s)", "against restart", title=f"pause, TP {tp}, {parity}")
+    what = f"{settings.shape or 'model'}, TP {tp}, {parity}, {settings.device}"
+    table = Table("way", "kill to next token, all streams (s)", "against restart", title=f"pause, {what}")
     for f in figures:
-        table.add_row(f.way, f"{f.seconds:.2f}", f"{restart / f.seconds:.1f}x faster")
+        table.add_row(f.way, f"{f.seconds:.2f}", "" if settings.quick else f"{restart / f.seconds:.1f}x faster")
     console.print(table)
-    return [{"way": f.way, "seconds": f.seconds} for f in figures]
+    for f in figures:
+        if f.phases:
+            parts = Table("where the time goes", "s", title=f.way)
+            for name, seconds in f.phases:
+                parts.add_row(name, f"{seconds:.3f}")
+            console.print(parts)
+    return [{"way": f.way, "seconds": f.seconds, "phases": dict(f.phases)} for f in figures]
+
+
+_RUN: dict[str, Callable[[Console, BenchSettings], Any]] = {"codes": _codes, "overhead": _overhead, "pause": _pause}
+
+
+def _model(settings: BenchSettings) -> str:
+    from ghostserve.cli.bundled import bundled_model
+
+    return settings.model or str(bundled_model())
 
 
 @contextmanager
@@ -83,11 +207,21 @@ def _progress(console: Console, name: str) -> Iterator[Any]:
         yield lambda text: status.update(f"{name}: {text}")
 
 
-def _machine() -> dict[str, str]:
+def _machine() -> dict[str, Any]:
     import os
 
-    packages = {name: version(name) for name in ("ghostserve", "torch", "transformers", "numba", "numpy")}
-    return {"cores": str(len(os.sched_getaffinity(0))), "cpu": _cpu(), "python": platform.python_version(), **packages}
+    found: dict[str, Any] = {
+        "cores": str(len(os.sched_getaffinity(0))),
+        "cpu": _cpu(),
+        "python": platform.python_version(),
+        "ghostserve": __version__,
+    }
+    for name in ("torch", "transformers", "numba", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"  # on the path, but not installed: it runs all the same
+    return found
 
 
 def _cpu() -> str:

@@ -53,6 +53,9 @@ def serve(
     encoder: str = DEFAULTS.encoder,
     parity_memory: Size | None = DEFAULTS.parity_memory,
     standbys: int = DEFAULTS.standbys,
+    device: str = DEFAULTS.device,
+    data_path: str = DEFAULTS.data_path,
+    pin_weights: bool = DEFAULTS.pin_weights,
     step_deadline: float = DEFAULTS.step_deadline,
     phase_deadline: float = DEFAULTS.phase_deadline,
     seed: int = DEFAULTS.seed,
@@ -96,6 +99,12 @@ def serve(
         Host bytes for parity, such as 512M; enough for every block by default.
     standbys
         Pre-imported processes that wait to take a lost rank's place.
+    device
+        cpu, cuda, or auto: cuda where there is a usable GPU.
+    data_path
+        On CUDA, how KV becomes parity: cuda-ipc, cuda-staged, or auto: the first where it works.
+    pin_weights
+        On CUDA: keep the weights in host memory too, so that a newcomer copies them instead of reading files.
     step_deadline
         Seconds after which a step without an answer counts as a hang.
     phase_deadline
@@ -122,6 +131,9 @@ def serve(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         standbys=standbys,
+        device=device,
+        data_path=data_path,
+        pin_weights=pin_weights,
         step_deadline=step_deadline,
         phase_deadline=phase_deadline,
         seed=seed,
@@ -186,14 +198,20 @@ def bench(
     tensor_parallel_size: Ranks = 3,
     parity: str = "rs:1",
     rounds: int = 3,
+    device: str = "cpu",
+    quick: bool = False,
+    shape: str | None = None,
     output: Path | None = None,
-) -> None:
+    plot: Path | None = None,
+) -> int:
     """Measure GhostServe on this machine: every figure is a ratio from one run.
+
+    Exits with 1 if a GPU benchmark failed; the others run, and the file has the figures that there are.
 
     Parameters
     ----------
     which
-        codes, overhead, pause, or all of them.
+        codes, overhead, pause, or all of these; on a GPU kernels, checkpoint, rebuild, or gpu-all: these and overhead.
     model
         A transformers checkpoint folder, or a .gguf file; the bundled SmolLM2-135M-Instruct by default.
     tensor_parallel_size
@@ -202,19 +220,33 @@ def bench(
         The code that protects the KV cache.
     rounds
         Pairs of runs that the overhead is the median of.
+    device
+        Where overhead is measured: cpu (a real engine), or cuda (one rank of a Llama with random weights); and where
+        pause runs its engines.
+    quick
+        GPU benchmarks at small sizes: whether they run, not how fast things are. pause: only with a standby.
+    shape
+        pause runs a model of this shape with random weights: tiny, llama-3.2-1b, llama-3-8b.
     output
-        Write the figures to this file, as JSON.
+        Write the figures to this file, as JSON, after each benchmark.
+    plot
+        Draw the GPU benchmarks' figures into this folder.
     """
-    from ghostserve.cli.bench import run_bench
-    from ghostserve.cli.bundled import bundled_model
+    from ghostserve.cli.bench import BenchSettings, run_bench
 
-    run_bench(
+    return run_bench(
         which,
-        model=model or str(bundled_model()),
-        tensor_parallel_size=tensor_parallel_size,
-        parity=parity,
-        rounds=rounds,
-        output=output,
+        BenchSettings(
+            model=model,
+            tensor_parallel_size=tensor_parallel_size,
+            parity=parity,
+            rounds=rounds,
+            device=device,
+            quick=quick,
+            shape=shape,
+            output=output,
+            plot=plot,
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 
 from ghostserve.errors import TooManyLostError, UnsupportedCodeError
 
-__all__ = ["Code", "Plan", "Step"]
+__all__ = ["Code", "Plan", "RowDiagonal", "Step"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,19 @@ class Step:
 
 
 @dataclass(frozen=True)
+class RowDiagonal:
+    """What the steps of a row-diagonal plan amount to, for backends that would rather loop over rows than list them.
+
+    Symbol (r, column c) lies on diagonal (r + c) mod `prime`; rows xor to zero over all columns, the shard without a
+    column holds diagonals 0..prime-2, each the xor of its symbols. `columns[p]`: of the shard at position p of the
+    plan, None for the diagonals' shard.
+    """
+
+    prime: int
+    columns: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a backend runs: reads `inputs`, writes `outputs` (shard ids: data 0..N-1, parity N..N+K-1)."""
 
@@ -39,6 +52,7 @@ class Plan:
     outputs: tuple[int, ...]
     rows: int
     steps: tuple[Step, ...]
+    array: RowDiagonal | None = None
 
 
 class Code(ABC):

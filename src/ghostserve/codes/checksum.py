@@ -1,14 +1,16 @@
-"""The slot checksum: a 64-bit multilinear hash.
+"""The slot checksum: a multilinear hash with 32-bit weights, summed to 64 bits.
 
-Lemire & Kaser, "Strongly universal string hashing is fast", 2014.
+After Lemire & Kaser, "Strongly universal string hashing is fast", 2014.
 
 A slot's bytes are cut into little-endian 32-bit words w_i (the last one padded with zeros), and
 
-    checksum = (SEED + sum of m_i * w_i) mod 2^64,    m_i = splitmix64(i) | 1
+    checksum = (SEED + sum of m_i * w_i) mod 2^64,    m_i = (splitmix64(i) >> 32) | 1
 
-The weights are odd, so any change within one word is detected with certainty; any other change is missed with
-a probability of about 2^-32 or less. SEED keeps the checksum of zeros from being 0. The sum has no order, so
-backends may add the words up as they like. The length is not hashed: all slots of a store have the same.
+A change within one word is detected with certainty: it moves the sum by m_i * (w_i - w_i'), which is not 0 and too
+small to wrap around. Of the weights of a changed word at most one value hides any other change: it is missed with a
+probability of 2^-31 or less. A word costs one multiply-add on a GPU; weights of 64 bits cost three and do not
+lower that bound. SEED keeps the checksum of zeros from being 0. The sum has no order, so backends may add the
+words up as they like. The length is not hashed: all slots of a store have the same.
 """
 
 from functools import lru_cache
@@ -33,9 +35,9 @@ def _splitmix64(seed: int) -> int:
 
 @lru_cache(maxsize=32)
 def weights(slot_bytes: int) -> NDArray[np.uint64]:
-    """The weights m_i for slots of `slot_bytes` bytes: uint64 (ceil(slot_bytes / 4),), read-only."""
+    """The weights m_i, odd and below 2^32, for slots of `slot_bytes` bytes: uint64 (words,), read-only."""
     words = -(-slot_bytes // WORD_BYTES)
-    result = np.array([_splitmix64(i) | 1 for i in range(words)], dtype=np.uint64)
+    result = np.array([_splitmix64(i) >> 32 | 1 for i in range(words)], dtype=np.uint64)
     result.flags.writeable = False
     return result
 

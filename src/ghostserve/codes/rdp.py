@@ -8,8 +8,9 @@ p, which is what lets a rebuild of two columns start.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from ghostserve.codes.base import Code, Plan
+from ghostserve.codes.base import Code, Plan, RowDiagonal
 from ghostserve.codes.builder import PlanBuilder, Symbol
 
 __all__ = ["RdpCode"]
@@ -49,6 +50,11 @@ class RdpCode(Code):
         return self._rebuild_plan(parity, parity)
 
     def _rebuild_plan(self, lost: tuple[int, ...], wanted: tuple[int, ...]) -> Plan:
+        plan = self._steps(lost, wanted)
+        columns = tuple(None if s == self.n + 1 else self._column(s) for s in (*plan.inputs, *plan.outputs))
+        return replace(plan, array=RowDiagonal(self.p, columns))
+
+    def _steps(self, lost: tuple[int, ...], wanted: tuple[int, ...]) -> Plan:
         builder = PlanBuilder(self.rows)
         diagonal = self.n + 1
         columns = tuple(s for s in lost if s != diagonal)

@@ -1,7 +1,8 @@
 """Paged attention for transformers models, through transformers' attention registry.
 
 All sequences of a step lie packed in one row of tokens `[1, T]`. Each layer writes its keys and values into the step's
-slots of the paged cache, then every sequence attends over its own blocks.
+slots of the paged cache, then every sequence attends over its own blocks: one by one over PyTorch's
+scaled_dot_product_attention, or all of them in one call of PyTorch's variable-length attention (`varlen`).
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from ghostserve.engine import varlen
+from ghostserve.engine.varlen import Packed
 from ghostserve.errors import UnsupportedModelError
 
 __all__ = ["ATTENTION", "PagedBatch", "PagedKV", "SequenceView", "register_attention"]
@@ -41,11 +44,15 @@ class SequenceView:
 
 @dataclass(frozen=True)
 class PagedBatch:
-    """What a layer needs to know of the step; `slots` int64 `[T]` are flat slot numbers."""
+    """What a layer needs to know of the step; `slots` int64 `[T]` are flat slot numbers.
+
+    `packed`: the same sequences as the variable-length attention wants them, where that is to be used.
+    """
 
     kv: PagedKV
     slots: torch.Tensor
     sequences: tuple[SequenceView, ...]
+    packed: Packed | None = None
 
 
 def register_attention() -> None:
@@ -82,8 +89,12 @@ def paged_attention(
     assert isinstance(layer_index, int)
     layer = paged.kv.cache[layer_index]
     flat = layer.flatten(1, 2)  # [2, slots, kv_heads, d]
+    # No slot comes twice in a step, so that the order of the writes can't matter.
     flat[0].index_copy_(0, paged.slots, key[0].transpose(0, 1))
     flat[1].index_copy_(0, paged.slots, value[0].transpose(0, 1))
+    if paged.packed is not None and softcap is None:
+        packed = query[0].transpose(0, 1)
+        return varlen.attend(packed, layer, paged.packed, scaling, sliding_window).unsqueeze(0), None
     out = torch.empty_like(query[0])
     for sequence in paged.sequences:
         window = slice(sequence.first, sequence.last)
@@ -112,8 +123,8 @@ def _attend(
     mask = None
     window = sliding_window if sliding_window is not None and length > sliding_window else None
     if window is not None or (count > 1 and (start > 0 or softcap is not None)):
-        positions = torch.arange(start, start + count).unsqueeze(1)
-        past = torch.arange(length).unsqueeze(0)
+        positions = torch.arange(start, start + count, device=query.device).unsqueeze(1)
+        past = torch.arange(length, device=query.device).unsqueeze(0)
         mask = past <= positions
         if window is not None:
             mask &= past > positions - window

@@ -1,29 +1,30 @@
 """The tensor-parallel group as one object that can be bound again to new members.
 
 The model's layers hold the communicator, not a process group: after a failure the group is destroyed and the same
-layers go on with the next one.
+layers go on with the next one. Siblings: `gloo` for the CPU, `nccl` for CUDA.
 """
 
 import socket
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from ghostserve.errors import GhostServeError
 
-__all__ = ["Communicator", "CommunicatorError", "host_rendezvous"]
+__all__ = ["JOIN_TIMEOUT", "Communicator", "CommunicatorError", "host_rendezvous", "make_communicator"]
 
-_TIMEOUT = timedelta(seconds=1800)  # hangs are the coordinator's business: it has the step deadline
-_JOIN_TIMEOUT = timedelta(seconds=15)  # everyone is loaded and was asked at once: this takes milliseconds
+JOIN_TIMEOUT = timedelta(seconds=15)  # everyone is loaded and was asked at once: this takes milliseconds
 _CONNECT_TIMEOUT = timedelta(seconds=5)  # the coordinator listens before it asks anyone to join
 _HOST = "127.0.0.1"
 
 
 class CommunicatorError(GhostServeError):
-    """A collective failed because a peer is gone (or the group was never bound)."""
+    """A collective failed because a peer is gone (or the group was never bound, or has been released)."""
 
 
 def host_rendezvous() -> TCPStore:
@@ -36,19 +37,34 @@ def host_rendezvous() -> TCPStore:
         port,
         is_master=True,
         wait_for_workers=False,
-        timeout=_JOIN_TIMEOUT,
+        timeout=JOIN_TIMEOUT,
         master_listen_fd=listener.detach(),
     )
 
 
-class Communicator:
+def make_communicator(device: str, world_size: int) -> "Communicator":
+    """The communicator for ranks that compute on `device`: "cpu" or "cuda"."""
+    if device == "cuda":
+        from ghostserve.engine.nccl import NcclCommunicator
+
+        return NcclCommunicator(world_size)
+    from ghostserve.engine.gloo import GlooCommunicator
+
+    return GlooCommunicator(world_size)
+
+
+class Communicator(ABC):
     """All-reduce and gather among the ranks of one epoch."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
         self.rank = -1
         self.in_collective = False
+        """The main thread is in a collective, or waits for one."""
         self._bound = False
+        self._silent = False
+
+    # ---- membership
 
     def bind(self, *, rank: int, epoch: int, store_port: int) -> None:
         """Join the group of `epoch`. Raises `CommunicatorError` if a member does not come."""
@@ -59,16 +75,10 @@ class Communicator:
             # A TCPStore client tries again for its whole timeout where nobody listens any more: look first.
             socket.create_connection((_HOST, store_port), _CONNECT_TIMEOUT.total_seconds()).close()
             store = TCPStore(_HOST, store_port, is_master=False, wait_for_workers=False, timeout=_CONNECT_TIMEOUT)
-            store.set_timeout(_JOIN_TIMEOUT)
-            dist.init_process_group(
-                "gloo",
-                store=PrefixStore(f"epoch-{epoch}", store),
-                rank=rank,
-                world_size=self.world_size,
-                timeout=_JOIN_TIMEOUT,
-            )
-            dist.distributed_c10d._set_pg_timeout(_TIMEOUT)
+            store.set_timeout(JOIN_TIMEOUT)
+            self._connect(PrefixStore(f"epoch-{epoch}", store), epoch)
         except (RuntimeError, OSError) as error:
+            raise_own(error)
             raise CommunicatorError(f"rank {rank} could not join epoch {epoch}: {error}") from error
         finally:
             self.in_collective = False
@@ -77,11 +87,38 @@ class Communicator:
     def unbind(self) -> None:
         """Leave the group. Closing the connections is also what frees peers that wait for us in a collective."""
         self._bound = False
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        self._disconnect()
         # The rendezvous' keys carry this counter. A join that failed has moved it on without a group to destroy: the
         # next join would wait for keys that no newcomer ever writes.
         dist.distributed_c10d._world.group_count = 0
+
+    def release(self, epoch: int) -> None:
+        """Any thread: the group is over, `epoch` comes next. Cuts off what hangs, where peers that leave don't."""
+        return
+
+    def settle(self) -> None:
+        """Main thread: wait until what was launched is done, and raise `CommunicatorError` if it may be garbage."""
+        return
+
+    def warm_up(self) -> None:
+        """Before there is any peer: what can be done once instead of in the next `bind`."""
+        return
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Collectives do nothing in here: shapes are right, values mean nothing. For trials of the model."""
+        before, self.rank, self._silent = self.rank, 0, True
+        try:
+            yield
+        finally:
+            self.rank, self._silent = before, False
+
+    @property
+    def waiting(self) -> bool:
+        """Any thread: this rank waits for its peers and not they for it."""
+        return self.in_collective
+
+    # ---- collectives
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place."""
@@ -100,12 +137,32 @@ class Communicator:
         return None if parts is None else torch.cat(parts, dim=1)
 
     def _run(self, collective: Callable[[], object]) -> None:
+        if self._silent:
+            return
         if not self._bound:
             raise CommunicatorError("the group was released: no collective may start before the next epoch")
         self.in_collective = True
         try:
             collective()
         except RuntimeError as error:
+            raise_own(error)
             raise CommunicatorError(str(error)) from error
         finally:
             self.in_collective = False
+
+    # ---- the siblings' part
+
+    @abstractmethod
+    def _connect(self, store: Store, epoch: int) -> None:
+        """Make the process group; `RuntimeError` if that fails."""
+
+    def _disconnect(self) -> None:
+        """Destroy the process group, if there is one, whatever state it is in."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def raise_own(error: Exception) -> None:
+    """Raise `error` again if it is this process's own fault (its device is broken or full) and no peer's."""
+    if isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError):
+        raise error

@@ -8,6 +8,8 @@ __all__ = ["DTYPES", "EngineConfig"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 ENCODERS = ("round_robin", "striped")
+DEVICES = ("auto", "cpu", "cuda")
+DATA_PATHS = ("auto", "cuda-ipc", "cuda-staged")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +20,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     tensor_parallel_size: int = 1
+    device: str = "auto"
+    """Where the ranks compute; auto = cuda where it is usable. On CUDA rank r takes GPU r modulo their number."""
+    data_path: str = "auto"
+    """On CUDA, how KV becomes parity: cuda-ipc reads peers' memory in place, cuda-staged goes through host memory."""
     dtype: str = "auto"
     parity: str = "rs:1"
     flush_tokens: int = 1
@@ -33,6 +39,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 256
     max_queue: int = 256
     standbys: int = 1
+    pin_weights: bool = True
+    """On CUDA: keep the ranks' weights in host memory too, so that a newcomer copies instead of reading files."""
     step_deadline: float = 60.0
     """Seconds after which a step without an answer counts as a hang."""
     phase_deadline: float = 120.0
@@ -57,6 +65,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(f"{name} must be a positive number of seconds, not {value}")
         if self.encoder not in ENCODERS:
             raise ConfigError(f"encoder {self.encoder!r} is unknown; allowed: {', '.join(ENCODERS)}")
+        if self.device not in DEVICES:
+            raise ConfigError(f"device {self.device!r} is unknown; allowed: {', '.join(DEVICES)}")
+        if self.data_path not in DATA_PATHS:
+            raise ConfigError(f"data_path {self.data_path!r} is unknown; allowed: {', '.join(DATA_PATHS)}")
         if self.dtype not in ("auto", *DTYPES):
             raise ConfigError(f"dtype {self.dtype!r} is unknown; allowed: auto, {', '.join(DTYPES)}")
         if self.max_model_len is not None and self.max_model_len < 2:

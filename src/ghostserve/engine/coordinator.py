@@ -17,6 +17,7 @@ from ghostserve.engine.group import Exited, WorkerGroup
 from ghostserve.engine.launch import WorkerConfig
 from ghostserve.engine.memory import EngineMemory
 from ghostserve.engine.modelspec import ModelSpec
+from ghostserve.engine.placement import CPU, Placement
 from ghostserve.engine.scheduler import Request, Scheduler
 from ghostserve.engine.serving import LoggedStep, Serving
 from ghostserve.errors import GhostServeError, RequestError
@@ -61,7 +62,9 @@ class _Abort:
 class Coordinator(threading.Thread):
     """Start it, `submit` requests, `stop` it. All state belongs to its thread; other threads use the inbox."""
 
-    def __init__(self, config: EngineConfig, spec: ModelSpec, options: Options | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, spec: ModelSpec, options: Options | None = None, placement: Placement = CPU
+    ) -> None:
         """Takes shared memory; raises `MemoryBudgetError` or `ConfigError` before anything is started."""
         super().__init__(name="coordinator", daemon=True)
         self.config = config
@@ -74,7 +77,8 @@ class Coordinator(threading.Thread):
         self._stopping = threading.Event()
         self._serving_once = threading.Event()
         self._sinks: dict[str, Sink] = {}
-        self._memory = EngineMemory(config, spec)
+        self.placement = placement
+        self._memory = EngineMemory(config, spec, placement)
         store = self._memory.store
         self._group = WorkerGroup(
             WorkerConfig(
@@ -84,6 +88,12 @@ class Coordinator(threading.Thread):
                 store_fd=store.region.fd if store is not None else None,
                 num_parity_blocks=self._memory.num_parity_blocks,
                 threads=WorkerConfig.threads_for(spec.tensor_parallel_size),
+                device=placement.device,
+                devices=placement.devices,
+                data_path=placement.data_path,
+                weight_fds=tuple(region.fd for region in self._memory.weights),
+                weight_bytes=self._memory.weight_bytes,
+                environment=placement.environment,
                 skip_rebuild=self._options.skip_rebuild,
             )
         )
@@ -347,6 +357,9 @@ class Coordinator(threading.Thread):
             watermark=serving.ledger.watermark,
             ranks=ranks,
             standbys=standbys,
+            device=self.placement.device,
+            data_path=self.placement.data_path,
+            placement=[*self.placement.reasons, *self._memory.notes],
             parity=self.config.parity,
             parity_bytes=geometry.payload_bytes if geometry is not None else 0,
             protected_tokens=protected,

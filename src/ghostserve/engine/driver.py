@@ -48,6 +48,8 @@ class RecoveryDriver:
         self._observer = observer
         self._rendezvous: TCPStore | None = None
         self._plan: RecoveryPlan | None = None
+        self._handles: dict[int, bytes] = {}
+        """worker -> how its peers map its cache, of those who have joined the present epoch."""
         self._reset_counts()
 
     # ---- in
@@ -85,7 +87,9 @@ class RecoveryDriver:
                 self.tell(ev.WorkerReady(worker))
             case msg.Loaded(rank, _):
                 self.tell(ev.Loaded(worker, rank))
-            case msg.Joined(said):
+            case msg.Joined(said, handle):
+                self._joined(worker, said, handle)
+            case msg.Attached(said):
                 self.tell(ev.Joined(worker, said))
             case msg.Released(said):
                 self.tell(ev.Released(worker, said))
@@ -95,6 +99,18 @@ class RecoveryDriver:
                 self._rebuilt(worker, message)
             case _:
                 log.debug("worker %d: %s of an older epoch dropped", worker, type(message).__name__)
+
+    def _joined(self, worker: int, epoch: int, handle: bytes) -> None:
+        """A rank is in the group. Where caches are mapped by handles, its join ends when it has mapped all of them."""
+        if epoch != self.machine.epoch or not handle:
+            self.tell(ev.Joined(worker, epoch))
+            return
+        self._handles[worker] = handle
+        members = [self.machine.members[rank] for rank in sorted(self.machine.members)]
+        if all(member in self._handles for member in members):
+            attach = msg.Attach(epoch, tuple(self._handles[member] for member in members))
+            for member in members:
+                self._group.send(member, attach)
 
     def replayed(self) -> None:
         """The last step to be replayed was answered."""
@@ -140,6 +156,7 @@ class RecoveryDriver:
     def _fence(self, epoch: int) -> None:
         """From here on nothing of an older epoch is accepted: no parity write, no answer, no rendezvous."""
         self._rendezvous = None  # whoever still waits in the old one raises
+        self._handles.clear()
         self._plan = None
         self.replay = []
         store = self._memory.store

@@ -1,6 +1,7 @@
 """The embedded engine as its users see it: an asyncio client around the coordinator's thread."""
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -14,12 +15,15 @@ from ghostserve.engine.coordinator import Coordinator, Options
 from ghostserve.engine.dryrun import check_forward
 from ghostserve.engine.files import load_tokenizer, resolve_checkpoint
 from ghostserve.engine.modelspec import inspect_checkpoint
+from ghostserve.engine.placement import place
 from ghostserve.engine.scheduler import Request
 from ghostserve.errors import GhostServeError, RequestError
 from ghostserve.sampling import SamplingParams, TokenOutput
 from ghostserve.status import EngineStatus
 
 __all__ = ["Engine"]
+
+log = logging.getLogger("ghostserve.engine")
 
 _START_SECONDS = 600.0
 
@@ -44,7 +48,10 @@ class Engine:
         self.max_model_len = self.spec.max_model_len
         self.eos_token_ids = frozenset(self.spec.eos_token_ids)
         self._random = random.Random(config.seed)
-        self.coordinator = Coordinator(config, self.spec, options)
+        self.placement = place(config, self.spec)
+        for reason in self.placement.reasons:
+            log.info("device %s: %s", self.placement.device, reason)
+        self.coordinator = Coordinator(config, self.spec, options, self.placement)
 
     def start(self) -> "Engine":
         """Start the workers and wait until they serve. Raises `GhostServeError` if they don't."""

@@ -51,7 +51,8 @@ class WorkerGroup:
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
-        self._inherited = [*config.arena_fds, *([] if config.store_fd is None else [config.store_fd])]
+        store = [] if config.store_fd is None else [config.store_fd]
+        self._inherited = [*config.arena_fds, *config.weight_fds, *store]
         self._processes: dict[int, _Process] = {}
         self._next = 0
         self._selector = selectors.DefaultSelector()
@@ -71,7 +72,12 @@ class WorkerGroup:
                 [sys.executable, "-m", "ghostserve.engine.worker", *map(str, fds), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[*fds, *self._inherited],
-                env={**os.environ, **_ENVIRONMENT, "OMP_NUM_THREADS": str(self._config.threads)},
+                env={
+                    **os.environ,
+                    **_ENVIRONMENT,
+                    **self._config.environment,
+                    "OMP_NUM_THREADS": str(self._config.threads),
+                },
             )
         worker = self._next
         self._next += 1

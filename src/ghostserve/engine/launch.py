@@ -18,6 +18,15 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     store_fd: int | None
     num_parity_blocks: int
     threads: int
+    device: str = "cpu"
+    devices: tuple[int, ...] = ()
+    """The GPU of each rank; empty on the CPU."""
+    data_path: str = "host"
+    weight_fds: tuple[int, ...] = ()
+    """A shared region for each rank's weights; empty where they are read from the files each time."""
+    weight_bytes: int = 0
+    environment: dict[str, str] = {}
+    """What the process is started with beside its parent's."""
     skip_rebuild: bool = False
     """Sabotage for the proof that a comparison can fail: the newcomer keeps its poisoned KV."""
 

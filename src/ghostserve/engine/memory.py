@@ -1,4 +1,7 @@
-"""The engine's shared memory on one node: every rank's KV arena and the parity store; made before any worker starts."""
+"""The engine's host memory on one node: parity store, on the CPU the KV arenas, on CUDA the weights for newcomers.
+
+All of it is made before any worker starts. On CUDA a rank's KV is its worker's own device memory, and goes with it.
+"""
 
 from collections.abc import Sequence
 
@@ -6,9 +9,12 @@ import numpy as np
 
 from ghostserve.codes import Code, make_code
 from ghostserve.engine.config import EngineConfig
+from ghostserve.engine.dryrun import rank_weight_bytes
 from ghostserve.engine.modelspec import ModelSpec
+from ghostserve.engine.placement import CPU, Placement
+from ghostserve.engine.weights import create_regions
 from ghostserve.errors import ConfigError, MemoryBudgetError
-from ghostserve.parity.geometry import StoreGeometry
+from ghostserve.parity.geometry import CacheLayout, StoreGeometry
 from ghostserve.parity.limits import available_memory, format_bytes
 from ghostserve.parity.memory import SharedRegion
 from ghostserve.parity.paging import scatter
@@ -23,12 +29,15 @@ _POISON = 0xFF  # NaN in every floating-point type: a slot that was not rebuilt 
 class EngineMemory:
     """Owned by the coordinator; workers inherit the descriptors. `MemoryBudgetError` if the host is too small."""
 
-    def __init__(self, config: EngineConfig, spec: ModelSpec) -> None:
+    def __init__(self, config: EngineConfig, spec: ModelSpec, placement: Placement = CPU) -> None:
         self.layout = spec.cache_layout
         self.code: Code | None = make_code(config.parity, spec.shard_map.num_shards)
         self.store: ParityStore | None = None
         geometry = self._geometry(config, spec)
-        needed = self.layout.total_bytes * spec.tensor_parallel_size + (geometry.total_bytes if geometry else 0)
+        parity = geometry.total_bytes if geometry else 0
+        size = _arena_bytes(self.layout, placement)
+        arenas = spec.tensor_parallel_size if size else 0
+        needed = size * arenas + parity
         available = available_memory()
         if needed > available:
             raise MemoryBudgetError(
@@ -38,14 +47,31 @@ class EngineMemory:
                 available=available,
             )
         self.arenas: list[SharedRegion] = []
+        self.weights: list[SharedRegion] = []
+        self.weight_bytes = 0
+        self.notes: list[str] = []
+        """What was not possible as it was set, and what is done instead: for the status."""
         try:
-            for rank in range(spec.tensor_parallel_size):
-                self.arenas.append(SharedRegion.create(f"ghostserve-kv-{rank}", self.layout.total_bytes))
+            for rank in range(arenas):
+                self.arenas.append(SharedRegion.create(f"ghostserve-kv-{rank}", size))
             if geometry is not None:
                 self.store = ParityStore.create(geometry)
+            if placement.device == "cuda" and config.pin_weights:
+                self._keep_weights(spec, reserved=needed)
         except BaseException:
             self.close()
             raise
+
+    def _keep_weights(self, spec: ModelSpec, *, reserved: int) -> None:
+        nbytes = rank_weight_bytes(spec)
+        try:
+            self.weights = create_regions(spec.tensor_parallel_size, nbytes, reserved=reserved)
+        except MemoryBudgetError as error:
+            self.notes.append(f"newcomers read the weights from files: {error}")
+        else:
+            self.weight_bytes = nbytes
+            total = format_bytes(nbytes * spec.tensor_parallel_size)
+            self.notes.append(f"newcomers copy their weights from host memory ({total} of it)")
 
     @property
     def num_parity_blocks(self) -> int:
@@ -65,11 +91,11 @@ class EngineMemory:
 
         On a GPU the memory goes with the process; here it would outlive it, and hide what recovery has to do.
         """
-        arena = self.arenas[rank]
-        arena.punch()
-        if live:
+        if self.arenas:
+            self.arenas[rank].punch()
+        if self.arenas and live:
             scatter(
-                arena.array,
+                self.arenas[rank].array,
                 self.layout,
                 live,
                 np.full((num_slots(live), self.layout.slot_bytes), _POISON, np.uint8),
@@ -78,11 +104,11 @@ class EngineMemory:
 
     def close(self) -> None:
         """Give the memory back; it is gone when the last worker is. Idempotent."""
-        for arena in self.arenas:
-            arena.close()
+        for region in (*self.arenas, *self.weights):
+            region.close()
         if self.store is not None:
             self.store.close()
-        self.arenas, self.store = [], None
+        self.arenas, self.weights, self.store = [], [], None
 
     def _geometry(self, config: EngineConfig, spec: ModelSpec) -> StoreGeometry | None:
         if self.code is None:
@@ -108,3 +134,14 @@ class EngineMemory:
         while geometry(fits).total_bytes > budget:
             fits -= 1
         return geometry(fits)
+
+
+def _arena_bytes(layout: CacheLayout, placement: Placement) -> int:
+    """Host bytes of a rank's cache: the cache itself on the CPU, its mirror where shards are staged, else none."""
+    if placement.device == "cpu":
+        return layout.total_bytes
+    if placement.data_path != "cuda-staged":
+        return 0
+    from ghostserve.cuda.staged import StagedDataPath
+
+    return StagedDataPath.mirror_bytes(layout)

@@ -9,6 +9,8 @@ from ghostserve.checkpoint.tasks import FlushTask
 from ghostserve.parity.ranges import SlotRange
 
 __all__ = [
+    "Attach",
+    "Attached",
     "Draw",
     "FromWorker",
     "Hello",
@@ -17,6 +19,7 @@ __all__ = [
     "Load",
     "Loaded",
     "Ping",
+    "Poison",
     "Pong",
     "Rebuild",
     "RebuildDone",
@@ -81,6 +84,13 @@ class Join(msgspec.Struct, frozen=True, tag=True):
     store_port: int
 
 
+class Attach(msgspec.Struct, frozen=True, tag=True):
+    """Everyone has joined: map the ranks' caches. `handles` in rank order, as `Joined` brought them."""
+
+    epoch: int
+    handles: tuple[bytes, ...]
+
+
 class RunStep(msgspec.Struct, frozen=True, tag=True):
     epoch: int
     plan: StepPlan
@@ -96,6 +106,12 @@ class Rebuild(msgspec.Struct, frozen=True, tag=True):
     ranges: tuple[SlotRange, ...]
 
 
+class Poison(msgspec.Struct, frozen=True, tag=True):
+    """NaN in these blocks of the worker's own cache: for the undisturbed run, where nothing may be left over."""
+
+    blocks: tuple[int, ...]
+
+
 class Ping(msgspec.Struct, frozen=True, tag=True):
     token: int
 
@@ -104,7 +120,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
-ToWorker = Load | Join | RunStep | Release | Rebuild | Ping | Shutdown
+ToWorker = Load | Join | Attach | RunStep | Release | Rebuild | Poison | Ping | Shutdown
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
@@ -119,6 +135,13 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Joined(msgspec.Struct, frozen=True, tag=True):
+    """`handle`: by which peers map this rank's cache; empty where they need not."""
+
+    epoch: int
+    handle: bytes = b""
+
+
+class Attached(msgspec.Struct, frozen=True, tag=True):
     epoch: int
 
 
@@ -165,4 +188,4 @@ class WorkerFailed(msgspec.Struct, frozen=True, tag=True):
     error: str
 
 
-FromWorker = Hello | Loaded | Joined | StepDone | TasksDone | Released | RebuildDone | Pong | WorkerFailed
+FromWorker = Hello | Loaded | Joined | Attached | StepDone | TasksDone | Released | RebuildDone | Pong | WorkerFailed

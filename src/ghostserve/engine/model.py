@@ -1,5 +1,6 @@
 """A transformers model cut to one tensor-parallel rank: sharded linear layers, paged attention, partial loading."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ghostserve.engine.attention import ATTENTION, PagedBatch, register_attentio
 from ghostserve.engine.communicator import Communicator
 from ghostserve.engine.linear import ColwiseLinear, RowwiseLinear, ShardedLinear, VocabLinear
 from ghostserve.engine.modelspec import ModelSpec, plan_style, weight_files
+from ghostserve.engine.weights import HostWeights, WeightLayout
 from ghostserve.errors import CheckpointError, UnsupportedModelError
 
 __all__ = ["ShardedModel"]
@@ -55,20 +57,62 @@ class ShardedModel:
         logits: torch.Tensor = out.logits[0]
         return logits
 
-    def load(self, rank: int) -> int:
-        """Read this rank's part of every weight; returns bytes read. Raises `CheckpointError` for a missing tensor."""
-        files = {}
+    def settle(self) -> None:
+        """Wait until the step is done and may be believed. Raises `CommunicatorError` if its group was released."""
+        self._communicator.settle()
+
+    @property
+    def weight_layout(self) -> WeightLayout:
+        """Where each of a rank's weights lies when all are kept in one piece; the same for every rank."""
+        return WeightLayout.of({key: parameter for key, _, parameter in self._parameters()})
+
+    def load(self, rank: int, device: torch.device | None = None, kept: HostWeights | None = None) -> int:
+        """Read this rank's part of every weight; returns its bytes. Raises `CheckpointError` for a missing tensor.
+
+        `device`: where to; None leaves the model where it was built. `kept`: the ranks' weights in host memory: taken
+        from there by one copy, or read from the files and put there by whoever is the first of its rank.
+        """
+        if device is None:
+            return self._read(rank, {key: parameter for key, _, parameter in self._parameters()})
+        layout = self.weight_layout
+        whole = self.place(device)
+        if kept is None:
+            return self._read(rank, layout.views(whole))
+        if not kept.filled(rank):
+            self._read(rank, layout.views(kept.tensor(rank)))
+            kept.mark_filled(rank)
+        kept.copy_to(whole, rank)
+        return layout.nbytes
+
+    def place(self, device: torch.device) -> torch.Tensor:
+        """Give the model memory on `device`: uint8 `[bytes]`, zeros, of which the weights are views."""
+        layout = self.weight_layout
+        whole = torch.zeros(layout.nbytes, dtype=torch.uint8, device=device)
+        self._replace(layout.views(whole))
+        self._model.to(device)  # what is left: buffers
+        return whole
+
+    def strip(self) -> None:
+        """Take the weights' memory away again; `place` or `load` bring it back."""
+        self._replace({key: torch.empty_like(parameter, device="meta") for key, _, parameter in self._parameters()})
+
+    def _replace(self, weights: Mapping[str, torch.Tensor]) -> None:
+        for key, module, _ in list(self._parameters()):
+            module._parameters[key.rpartition(".")[2]] = nn.Parameter(weights[key], requires_grad=False)
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+        for module_name, module in self._model.named_modules():
+            for tensor_name, parameter in module.named_parameters(recurse=False):
+                yield f"{module_name}.{tensor_name}", module, parameter
+
+    def _read(self, rank: int, targets: Mapping[str, torch.Tensor]) -> int:
+        files: dict[str, Any] = {}
         for path in weight_files(Path(self.spec.path)):
             tensors = safe_open(path, framework="pt")
             files.update(dict.fromkeys(tensors.keys(), tensors))  # type: ignore[no-untyped-call]
-        total = 0
-        for module_name, module in self._model.named_modules():
-            for tensor_name, parameter in module.named_parameters(recurse=False):
-                key = f"{module_name}.{tensor_name}"
-                total += self._load_one(files, key, module, parameter, rank)
-        return total
+        return sum(self._read_one(files, key, module, targets[key], rank) for key, module, _ in self._parameters())
 
-    def _load_one(self, files: dict[str, Any], key: str, module: nn.Module, target: nn.Parameter, rank: int) -> int:
+    def _read_one(self, files: dict[str, Any], key: str, module: nn.Module, target: torch.Tensor, rank: int) -> int:
         source = key
         if source not in files and self._tied and key == "lm_head.weight":
             source = next((name for name in files if name.endswith("embed_tokens.weight")), key)

@@ -17,6 +17,7 @@ from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.group import Exited, WorkerGroup
 from ghostserve.engine.launch import WorkerConfig
 from ghostserve.engine.modelspec import ModelSpec
+from ghostserve.engine.placement import CPU, Placement
 from ghostserve.engine.serving import LoggedStep
 from ghostserve.errors import GhostServeError
 from ghostserve.parity.memory import SharedRegion
@@ -52,11 +53,12 @@ class Undisturbed:
     Raises `GhostServeError` if a worker fails: an undisturbed run has nobody to blame.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, placement: Placement = CPU) -> None:
         self._spec = spec
+        self._placement = placement
         self._arenas = [
             SharedRegion.create(f"ghostserve-rerun-{r}", spec.cache_layout.total_bytes)
-            for r in range(spec.tensor_parallel_size)
+            for r in range(spec.tensor_parallel_size if placement.device == "cpu" else 0)
         ]
         self._group = WorkerGroup(
             WorkerConfig(
@@ -66,6 +68,10 @@ class Undisturbed:
                 store_fd=None,
                 num_parity_blocks=0,
                 threads=WorkerConfig.threads_for(spec.tensor_parallel_size),
+                device=placement.device,
+                devices=placement.devices,
+                data_path="none",
+                environment=placement.environment,
             )
         )
         self._workers: list[int] = []
@@ -104,6 +110,9 @@ class Undisturbed:
         used = {block for entry in recording for part in entry.plan.parts for block in part.blocks}
         for arena in self._arenas:
             _poison(arena, self._spec, used)
+        if self._placement.device != "cpu":
+            for worker in self._workers:
+                self._group.send(worker, msg.Poison(tuple(sorted(used))))
         compared = 0
         differences: list[Difference] = []
         for done, entry in enumerate(recording):
@@ -132,13 +141,14 @@ def rerun(
     spec: ModelSpec,
     recording: Sequence[LoggedStep],
     *,
+    placement: Placement = CPU,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Rerun:
     """Run `recording` on a fresh group and compare every delivered token and logprob, bit by bit.
 
     Raises `GhostServeError` if a worker fails: an undisturbed run has nobody to blame.
     """
-    with Undisturbed(spec) as undisturbed:
+    with Undisturbed(spec, placement) as undisturbed:
         return undisturbed.compare(recording, on_progress)
 
 

@@ -13,7 +13,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def sample(logits: torch.Tensor, request_id: str, draw: Draw) -> Sampled:
-    """Draw one token from float32 logits `[vocab]`; logprobs are those of the unmodified distribution."""
+    """Draw one token from float32 logits `[vocab]` on the host; logprobs are those of the unmodified distribution."""
     token = int(logits.argmax()) if draw.temperature == 0 else _draw(logits, draw)
     if draw.logprobs is None:
         return Sampled(request_id, token, None, ())

@@ -21,20 +21,16 @@ import torch
 
 from ghostserve.checkpoint.checkpointer import Checkpointer
 from ghostserve.checkpoint.tasks import FlushTask
-from ghostserve.codes import make_backend, make_code
 from ghostserve.engine import messages as msg
 from ghostserve.engine.channel import Channel, ChannelClosedError
-from ghostserve.engine.communicator import Communicator, CommunicatorError
+from ghostserve.engine.communicator import CommunicatorError, make_communicator
 from ghostserve.engine.failpoints import Failpoints
+from ghostserve.engine.hardware import make_hardware
 from ghostserve.engine.launch import WorkerConfig
 from ghostserve.engine.model import ShardedModel
 from ghostserve.engine.runner import StepRunner
-from ghostserve.parity import paging
-from ghostserve.parity.geometry import StoreGeometry
-from ghostserve.parity.memory import SharedRegion
+from ghostserve.errors import PeerAccessError
 from ghostserve.parity.ranges import SlotRange
-from ghostserve.parity.store import ParityStore
-from ghostserve.recovery.rebuild import rebuild
 
 __all__ = ["Worker", "main"]
 
@@ -53,24 +49,13 @@ class Worker:
         self._rank = -1
         self._epoch = 0
         self._idle = False
-        spec = config.spec
         torch.set_num_threads(config.threads)
-        self._communicator = Communicator(spec.tensor_parallel_size)
-        self._model = ShardedModel(spec, self._communicator)
-        layout = spec.cache_layout
-        self._arenas = [SharedRegion.attach(fd, layout.total_bytes) for fd in config.arena_fds]
+        self._communicator = make_communicator(config.device, config.spec.tensor_parallel_size)
+        self._model = ShardedModel(config.spec, self._communicator)
+        self._hardware = make_hardware(config)
+        self._hardware.prepare(self._model, self._communicator)
         self._runner: StepRunner | None = None
-        self._code = make_code(config.parity, spec.shard_map.num_shards)
-        self._store: ParityStore | None = None
         self._checkpointer: Checkpointer | None = None
-        self._backend = make_backend()
-        if self._code is not None and config.store_fd is not None:
-            geometry = StoreGeometry(
-                self._code.n, self._code.k, config.num_parity_blocks, spec.block_size, layout.slot_bytes
-            )
-            self._store = ParityStore.attach(config.store_fd, geometry)
-            self._backend.warm_up()
-            paging.warm_up()
 
     def run(self) -> None:
         """Serve until told to stop, until the coordinator is gone, or until this worker itself is broken."""
@@ -91,12 +76,18 @@ class Worker:
             while True:
                 message = self._channel.receive()
                 if isinstance(message, msg.Ping):
-                    self._channel.send(msg.Pong(message.token, self._idle or self._communicator.in_collective))
-                else:
-                    self._inbox.put(message)
+                    self._channel.send(msg.Pong(message.token, self._idle or self._communicator.waiting))
+                    continue
+                if isinstance(message, msg.Release):
+                    # Here and now: the main thread may hang in a collective that nothing else ends.
+                    self._communicator.release(message.epoch)
+                self._inbox.put(message)
         except ChannelClosedError:
             # The coordinator is gone, or has given this worker up. The main thread may be stuck: end here.
             os._exit(0)
+        except Exception:  # noqa: BLE001 - a worker that does not hear any more is of no use to anybody
+            traceback.print_exc()
+            os._exit(1)
 
     def _handle(self, message: msg.ToWorker) -> None:
         match message:
@@ -104,6 +95,9 @@ class Worker:
                 self._load(rank)
             case msg.Join(epoch, store_port):
                 self._join(epoch, store_port)
+            case msg.Attach(epoch, handles):
+                if epoch == self._epoch:
+                    self._attach(handles)
             case msg.Release(epoch):
                 self._release(epoch)
             case msg.RunStep(epoch, plan):
@@ -112,23 +106,21 @@ class Worker:
             case msg.Rebuild(epoch, lost_ranks, ranges):
                 if epoch == self._epoch:
                     self._rebuild(lost_ranks, ranges)
+            case msg.Poison(blocks):
+                self._hardware.poison(blocks)
             case _:
                 raise AssertionError(f"unexpected {type(message).__name__}")
 
     def _load(self, rank: int) -> None:
         self._failpoints.hit("load.begin", self._rank)
         self._rank = rank
-        loaded = self._model.load(rank)
-        self._runner = StepRunner(self._config.spec, self._model, self._arenas[rank].array)
-        if self._store is not None and self._code is not None:
+        loaded = self._hardware.load(self._model, rank, self._communicator)
+        store, path = self._hardware.store, self._hardware.path
+        if store is not None and path is not None:
             self._checkpointer = Checkpointer(
                 rank=rank,
-                store=self._store,
-                code=self._code,
-                backend=self._backend,
-                arenas=[region.array for region in self._arenas],
-                layout=self._config.spec.cache_layout,
-                shard_map=self._config.spec.shard_map,
+                encode=path.encode,
+                current_epoch=lambda: store.epoch,
                 on_done=self._flushed,
                 on_error=self._flush_failed,
                 on_stage=lambda stage: self._failpoints.hit(f"flush.{stage}", rank),
@@ -138,12 +130,24 @@ class Worker:
     def _join(self, epoch: int, store_port: int) -> None:
         self._failpoints.hit("join.begin", self._rank)
         self._epoch = epoch
+        handle = self._hardware.join()
+        if self._runner is None:
+            spec, hardware = self._config.spec, self._hardware
+            self._runner = StepRunner(spec, self._model, hardware.cache(), hardware.attention)
         try:
             self._communicator.bind(rank=self._rank, epoch=epoch, store_port=store_port)
         except CommunicatorError as error:
             self._peer_failed(error)
             return
-        self._channel.send(msg.Joined(epoch))
+        self._channel.send(msg.Joined(epoch, handle))
+
+    def _attach(self, handles: Sequence[bytes]) -> None:
+        try:
+            self._hardware.attach(handles)
+        except PeerAccessError as error:  # a peer that has died since; where it lives, IPC was tried before the start
+            self._peer_failed(CommunicatorError(str(error)))
+            return
+        self._channel.send(msg.Attached(self._epoch))
 
     def _release(self, epoch: int) -> None:
         """Leave the group and let the shadow come to rest: after this nothing here reads or writes shared memory."""
@@ -151,6 +155,7 @@ class Worker:
         self._communicator.unbind()
         if self._checkpointer is not None and not self._checkpointer.drain(_DRAIN_SECONDS):
             raise CommunicatorError(f"the flush of rank {self._rank} did not end within {_DRAIN_SECONDS} s")
+        self._hardware.release()
         self._failpoints.hit("release.end", self._rank)
         self._channel.send(msg.Released(epoch))
 
@@ -165,28 +170,23 @@ class Worker:
             return
         self._failpoints.hit("step.end", self._rank)
         # This rank has passed the step's last all-reduce, so every rank has written the step's KV: flush what is ours.
-        if self._checkpointer is not None:
-            for task in plan.flush:
-                if task.encoder == self._rank:
-                    self._checkpointer.submit(epoch, task)
+        path = self._hardware.path
+        if self._checkpointer is not None and path is not None:
+            if plan.flush:
+                path.stage(epoch, [slots for task in plan.flush for slots in task.ranges])
+            own = [task for task in plan.flush if task.encoder == self._rank]
+            after = path.mark() if own else None
+            for task in own:
+                self._checkpointer.submit(epoch, task, after)
         if self._rank == 0:
             self._channel.send(msg.StepDone(epoch, plan.step, sampled))
 
     def _rebuild(self, lost_ranks: tuple[int, ...], ranges: Sequence[SlotRange]) -> None:
         self._failpoints.hit("rebuild.begin", self._rank)
         done = msg.RebuildDone(self._epoch, self._rank, 0, 0, 0, 0, (), (), ())
-        if ranges and not self._config.skip_rebuild and self._store is not None and self._code is not None:
-            report = rebuild(
-                store=self._store,
-                code=self._code,
-                backend=self._backend,
-                arenas=[region.array for region in self._arenas],
-                layout=self._config.spec.cache_layout,
-                shard_map=self._config.spec.shard_map,
-                lost_ranks=lost_ranks,
-                targets=(self._rank,),
-                ranges=ranges,
-            )
+        path = self._hardware.path
+        if ranges and not self._config.skip_rebuild and path is not None:
+            report = path.rebuild(lost_ranks, ranges, targets=(self._rank,))
             done = msg.RebuildDone(
                 self._epoch,
                 self._rank,

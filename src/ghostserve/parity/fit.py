@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ghostserve.codes import Code
 from ghostserve.errors import StoreMismatchError
+from ghostserve.parity.arena import Arena
 from ghostserve.parity.geometry import CacheLayout, ShardMap, StoreGeometry
 
 __all__ = ["check_fit"]
@@ -17,7 +15,7 @@ def check_fit(
     code: Code,
     layout: CacheLayout,
     shard_map: ShardMap,
-    arenas: Sequence[NDArray[np.uint8]],
+    arenas: Sequence[Arena],
 ) -> None:
     """Raise `StoreMismatchError`, naming both numbers, where the parts differ.
 

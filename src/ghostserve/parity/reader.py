@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghostserve.codes import Backend
+from ghostserve.parity.arena import Arena
 from ghostserve.parity.geometry import CacheLayout, ShardMap
-from ghostserve.parity.paging import gather, scatter
 from ghostserve.parity.ranges import SlotRange, merge, num_slots, select, singles
 from ghostserve.parity.store import ParityStore
 
@@ -42,12 +42,12 @@ class ShardReader:
         self,
         store: ParityStore,
         backend: Backend,
-        arenas: Sequence[Bytes],
+        arenas: Sequence[Arena],
         layout: CacheLayout,
         shard_map: ShardMap,
         lost_ranks: Collection[int] = (),
     ) -> None:
-        """`arenas`: one uint8 (layout.total_bytes,) a rank; those of `lost_ranks` are never read."""
+        """`arenas`: one a rank; those of `lost_ranks` are never read."""
         self._store = store
         self._backend = backend
         self._arenas = arenas
@@ -79,7 +79,7 @@ class ShardReader:
                 break
             todo = ~good
             asked = select(ranges, todo)
-            data[todo] = gather(self._arenas[rank], self._layout, asked)
+            data[todo] = self._arenas[rank].gather(self._layout, asked)
             self.bytes_read += num_slots(asked) * self._layout.slot_bytes
             good = self.verify(shard, ranges, data)
             self._note(shard, rank, select(ranges, ~good))
@@ -96,7 +96,7 @@ class ShardReader:
     def repair(self, shard: int, rank: int, ranges: Sequence[SlotRange], data: Bytes) -> None:
         """Put verified bytes in the place of those that `rank` held; only noted faults are counted."""
         if ranges:
-            scatter(self._arenas[rank], self._layout, ranges, data)
+            self._arenas[rank].scatter(self._layout, ranges, data)
             self._repaired[shard, rank].update(singles(ranges))
 
     @property

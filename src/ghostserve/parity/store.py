@@ -10,7 +10,7 @@ from ghostserve.errors import StaleEpochError
 from ghostserve.parity import header
 from ghostserve.parity.geometry import StoreGeometry
 from ghostserve.parity.memory import SharedRegion
-from ghostserve.parity.ranges import SlotRange, slot_numbers
+from ghostserve.parity.ranges import SlotRange, num_slots, slot_numbers
 from ghostserve.parity.records import IDENTITY, SEAL, identity, seal
 
 __all__ = ["ParityStore", "Store"]
@@ -93,14 +93,54 @@ class ParityStore:
 
         `parity`: uint8 (S, K, slot_bytes); `checksums`: uint64 (S, N+K), data shards first. Raises
         `StaleEpochError` if the group has left `epoch`: then nothing is committed by this call.
+
+        The same as `begin`, the payload, `commit`, for parity that lies in host memory.
         """
-        *body, commit = self._stores(_as_ranges(ranges), parity, checksums)
+        clear, payload, *records = self._stores(_as_ranges(ranges), parity, checksums)
         self._check_epoch(epoch)
-        for store in body:
-            store.run()
+        clear.run()
+        payload.run()
         # Again: the fence may have fallen while the payload was copied.
         self._check_epoch(epoch)
-        commit.run()
+        for store in records:
+            store.run()
+
+    def begin(self, epoch: int, ranges: SlotRange | Sequence[SlotRange]) -> None:
+        """From now on the slots of `ranges` are not committed: whoever writes their payload may begin.
+
+        For writers that the store does not see, as a device that copies to `payload_address`. Raises
+        `StaleEpochError` if the group has left `epoch`.
+        """
+        clear = self._clearing(self._rows(_as_ranges(ranges)))
+        self._check_epoch(epoch)
+        clear.run()
+
+    def commit(self, epoch: int, ranges: SlotRange | Sequence[SlotRange], checksums: NDArray[np.uint64]) -> None:
+        """The payload of `ranges` (S slots), begun before, is wholly written: commit it.
+
+        `checksums`: uint64 (S, N+K), data shards first. Raises `StaleEpochError` if the group has left `epoch`: then
+        nothing is committed by this call.
+        """
+        asked = _as_ranges(ranges)
+        records = list(self._recording(asked, self._rows(asked), checksums))
+        # The fence may have fallen since `begin`.
+        self._check_epoch(epoch)
+        for store in records:
+            store.run()
+
+    @property
+    def payload_address(self) -> int:
+        """Where the payload begins in this process, page-aligned: parity shard k of the slot with row r (of
+        `store_rows`) is the `slot_bytes` at payload_address + (r * K + k) * slot_bytes.
+        """
+        return int(self._payload.__array_interface__["data"][0])
+
+    def store_rows(self, ranges: Sequence[SlotRange]) -> NDArray[np.int64]:
+        """Where the slots of `ranges` stand in the payload, int64 (S,): parity_block * block_size + slot.
+
+        Raises `ValueError` for slots that the store does not have.
+        """
+        return _places(self._rows(ranges))
 
     def _stores(
         self, ranges: Sequence[SlotRange], parity: NDArray[np.uint8], checksums: NDArray[np.uint64]
@@ -112,19 +152,24 @@ class ParityStore:
         is needed.
         """
         rows = self._rows(ranges)
-        places = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         g = self.geometry
-        if parity.shape != (places.size, g.num_parity, g.slot_bytes):
-            raise ValueError(f"parity has shape {parity.shape}, not {(places.size, g.num_parity, g.slot_bytes)}")
-        words = np.empty((places.size, g.record_words - 1), dtype=np.uint64)
+        shape = (num_slots(ranges), g.num_parity, g.slot_bytes)
+        if parity.shape != shape:
+            raise ValueError(f"parity has shape {parity.shape}, not {shape}")
+        yield self._clearing(rows)
+        yield Store(self._payload, rows, parity)
+        yield from self._recording(ranges, rows, checksums)
+
+    def _clearing(self, rows: Rows) -> Store:
+        return Store(self._records[:, SEAL], rows, np.zeros((), dtype=np.uint64))
+
+    def _recording(self, ranges: Sequence[SlotRange], rows: Rows, checksums: NDArray[np.uint64]) -> Iterator[Store]:
+        places = _places(rows)
+        words = np.empty((places.size, self.geometry.record_words - 1), dtype=np.uint64)
         words[:, : IDENTITY + 1] = checksums
         words[:, IDENTITY + 1] = self._identities(ranges)
-        seals = seal(words, places.astype(np.uint64))
-
-        yield Store(self._records[:, SEAL], rows, np.zeros_like(seals))
-        yield Store(self._payload, rows, parity)
         yield Store(self._records[:, :SEAL], rows, words)
-        yield Store(self._records[:, SEAL], rows, seals)
+        yield Store(self._records[:, SEAL], rows, seal(words, places.astype(np.uint64)))
 
     def committed(self, block: int, generation: int, parity_block: int) -> NDArray[np.bool_]:
         """Which slots are committed for this generation of this cache block; bool (block_size,)."""
@@ -134,9 +179,8 @@ class ParityStore:
         """Which slots of `ranges` are committed; bool (S,)."""
         asked = _as_ranges(ranges)
         rows = self._rows(asked)
-        places = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         records = self._records[rows].copy()
-        sealed = records[:, SEAL] == seal(records[:, :SEAL], places.astype(np.uint64))
+        sealed = records[:, SEAL] == seal(records[:, :SEAL], _places(rows).astype(np.uint64))
         own: NDArray[np.bool_] = sealed & (records[:, IDENTITY] == self._identities(asked))
         return own
 
@@ -176,6 +220,10 @@ class ParityStore:
     def _identities(self, ranges: Sequence[SlotRange]) -> NDArray[np.uint64]:
         words = np.array([identity(r.block, r.generation) for r in ranges], dtype=np.uint64)
         return np.repeat(words, [r.num_slots for r in ranges])
+
+
+def _places(rows: Rows) -> NDArray[np.int64]:
+    return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
 
 
 def _as_ranges(ranges: SlotRange | Sequence[SlotRange]) -> Sequence[SlotRange]:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghostserve.codes import Backend, Code, Plan
+from ghostserve.parity.arena import Arena
 from ghostserve.parity.fit import check_fit
 from ghostserve.parity.geometry import CacheLayout, ShardMap
-from ghostserve.parity.paging import scatter
 from ghostserve.parity.ranges import SlotRange, merge, num_slots, select, singles, tiles
 from ghostserve.parity.reader import Fault, ShardReader
 from ghostserve.parity.store import ParityStore
@@ -52,7 +52,7 @@ def rebuild(
     store: ParityStore,
     code: Code,
     backend: Backend,
-    arenas: Sequence[Bytes],
+    arenas: Sequence[Arena],
     layout: CacheLayout,
     shard_map: ShardMap,
     lost_ranks: Collection[int],
@@ -61,8 +61,8 @@ def rebuild(
 ) -> RebuildReport:
     """Refill the slots of `ranges` in the arenas of `targets` (default: of all `lost_ranks`).
 
-    `lost_ranks`: every rank whose arena's content is lost; none of them is read. `arenas`: one uint8
-    (layout.total_bytes,) a rank, writable for targets and, so that they can be corrected, for survivors. A
+    `lost_ranks`: every rank whose arena's content is lost; none of them is read. `arenas`: one a
+    rank, writable for targets and, so that they can be corrected, for survivors. A
     survivor's or parity shard that fails its checksum is one more erasure of that slot, as long as the code
     has parity for it.
 
@@ -101,7 +101,7 @@ class _Rebuild:
         store: ParityStore,
         code: Code,
         backend: Backend,
-        arenas: Sequence[Bytes],
+        arenas: Sequence[Arena],
         layout: CacheLayout,
         shard_map: ShardMap,
         lost_ranks: frozenset[int],
@@ -178,7 +178,7 @@ class _Rebuild:
         """Write verified bytes to every target that holds `shard`; the bytes written."""
         holders = [rank for rank in self.shard_map.ranks_of(shard) if rank in self.targets]
         for rank in holders:
-            scatter(self.arenas[rank], self.layout, ranges, data)
+            self.arenas[rank].scatter(self.layout, ranges, data)
         return data.nbytes * len(holders)
 
     def _plan(self, erased: frozenset[int], wanted: frozenset[int]) -> Plan:

@@ -35,6 +35,7 @@ class DemoSettings:
     def engine_config(self, model: str) -> EngineConfig:
         """The engine that the demo runs: small, so that it fits a laptop."""
         return EngineConfig(
+            device="cpu",  # its ranks are more than most machines have GPUs
             model=model,
             tensor_parallel_size=self.tensor_parallel_size,
             parity=self.parity,

@@ -38,7 +38,9 @@ class Verdict:
 def judge(engine: Engine, story: Story, on_progress: Callable[[int, int], None]) -> Verdict:
     """Run the recorded schedule again on fresh workers and compare. The engine has been stopped."""
     recording = engine.coordinator.recording
-    result = rerun(engine.coordinator.config, engine.spec, recording, on_progress=on_progress)
+    result = rerun(
+        engine.coordinator.config, engine.spec, recording, placement=engine.placement, on_progress=on_progress
+    )
     delivered = _by_request(recording)
     garbled = tuple(s.plan.name for s in story.streams if not _received(s, delivered.get(_engine_id(s), [])))
     first = None

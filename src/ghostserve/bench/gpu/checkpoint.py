@@ -1,0 +1,139 @@
+"""A checkpoint of one prefill chunk into the parity store, against copying all shards out over the same link."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from ghostserve.bench.gpu.beside import BesideFigure, Matmuls, bench_beside
+from ghostserve.bench.gpu.shapes import LLAMA_70B_TP8, CacheShape
+from ghostserve.bench.gpu.timing import Clock, Spread, quiet
+from ghostserve.bench.gpu.ways import Way, Ways
+from ghostserve.bench.gpu.world import World
+from ghostserve.codes.cpu import CpuBackend
+from ghostserve.cuda.runtime import CudaRuntime, Runtime
+
+__all__ = ["CheckpointFigure", "CheckpointScale", "bench_checkpoint"]
+
+
+@dataclass(frozen=True)
+class CheckpointScale:
+    """How much is run; the default is what docs/benchmarks.md shows."""
+
+    shape: CacheShape = LLAMA_70B_TP8
+    codes: tuple[str, ...] = ("xor", "rs:2")
+    tokens: int = 2048
+    chunks: int = 4  # flushed in turns: more bytes than L2 holds
+    programs: tuple[int, ...] = (4, 8, 16, 32, 64)
+    rounds: int = 15
+    samples: int = 64
+    matmuls: Matmuls = field(default_factory=Matmuls)
+
+    @classmethod
+    def quick(cls) -> "CheckpointScale":
+        return cls(codes=("rs:2",), chunks=2, programs=(16,), rounds=3, samples=16, matmuls=Matmuls(count=8, rounds=2))
+
+
+@dataclass(frozen=True)
+class CheckpointFigure:
+    """Seconds on the host's clock, from the call to its return; `in_store`: until the last parity byte was there.
+
+    `copy_all`: all data shards of the same slots, contiguous, to memory registered alike.
+    """
+
+    shape: str
+    code: str
+    way: str
+    tokens: int
+    data_shards: int
+    parity_shards: int
+    slot_bytes: int
+    seconds: Spread
+    in_store: Spread | None
+    copy_all: Spread
+
+    @property
+    def gbps(self) -> float:
+        """GB/s of parity."""
+        return self.tokens * self.slot_bytes * self.parity_shards / self.seconds.median / 1e9
+
+    @property
+    def copy_gbps(self) -> float:
+        return self.tokens * self.slot_bytes * self.data_shards / self.copy_all.median / 1e9
+
+    @property
+    def faster(self) -> float:
+        return self.copy_all.median / self.seconds.median
+
+    @property
+    def limit(self) -> float:
+        """What a link allows: bytes against bytes."""
+        return self.data_shards / self.parity_shards
+
+    @property
+    def aim(self) -> float:
+        return {(8, 1): 6.8, (8, 2): 3.6}.get((self.data_shards, self.parity_shards), 0.85 * self.limit)
+
+
+def bench_checkpoint(
+    scale: CheckpointScale, device: torch.device, say: Callable[[str], None], runtime: Runtime | None = None
+) -> tuple[list[CheckpointFigure], list[BesideFigure]]:
+    """Alone, and beside matrix products. Every way's parity is compared with the CPU's first: `WrongBytesError`."""
+    runtime = CudaRuntime(device) if runtime is None else runtime
+    backend = CpuBackend()
+    backend.warm_up()
+    alone: list[CheckpointFigure] = []
+    beside: list[BesideFigure] = []
+    for parity in scale.codes:
+        say(f"{parity}: filling caches, registering the store")
+        blocks = scale.shape.blocks(scale.tokens) * scale.chunks
+        with World(runtime, scale.shape, blocks, parity, num_parity_blocks=blocks) as world:
+            ways = Ways(world, tokens=scale.tokens, chunks=scale.chunks)
+            try:
+                flushes = [*ways.flushes(), *ways.kernels_alone(scale.programs)]
+                say(f"{parity}: comparing bytes of {len(flushes)} ways")
+                for way in flushes:
+                    ways.check(way, backend, samples=scale.samples)
+                alone += _alone(ways, flushes, scale, say)
+                beside += bench_beside(ways, [ways.copy_all(), *flushes], scale.matmuls, say)
+            finally:
+                ways.close()
+    return alone, beside
+
+
+def _alone(
+    ways: Ways, flushes: list[Way], scale: CheckpointScale, say: Callable[[str], None]
+) -> list[CheckpointFigure]:
+    world = ways.world
+    say(f"{world.code}: {scale.rounds} rounds of {len(flushes)} ways and of copying all")
+    copy_all = ways.copy_all()
+    taken: dict[str, list[float]] = {way.name: [] for way in (*flushes, copy_all)}
+    in_store: dict[str, list[float]] = {way.name: [] for way in flushes}
+    clock = Clock(world.runtime.device)
+    with quiet():
+        for number in range(-1, scale.rounds):  # round -1 warms up
+            for way in (copy_all, *flushes):
+                clock.wait()
+                began = time.perf_counter()
+                arrived = way.run(number % ways.chunks)
+                seconds = time.perf_counter() - began
+                if number >= 0:
+                    taken[way.name].append(seconds)
+                    if arrived is not None:
+                        in_store[way.name].append(arrived - began)
+    return [
+        CheckpointFigure(
+            shape=scale.shape.name,
+            code=str(world.code),
+            way=way.name,
+            tokens=scale.tokens,
+            data_shards=world.code.n,
+            parity_shards=world.code.k,
+            slot_bytes=world.layout.slot_bytes,
+            seconds=Spread.of(taken[way.name]),
+            in_store=Spread.of(in_store[way.name]) if in_store[way.name] else None,
+            copy_all=Spread.of(taken[copy_all.name]),
+        )
+        for way in flushes
+    ]

@@ -1,0 +1,124 @@
+"""Checkpoints with random weights in the shape of known models: what a benchmark needs of a model is its size."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from ghostserve.errors import ConfigError
+from ghostserve.parity.limits import format_bytes
+
+__all__ = ["SHAPES", "Shape", "make_checkpoint", "shape_checkpoint"]
+
+_SEED = 20_26
+_FILE_BYTES = 2 << 30
+_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama's sizes; `context` is what its engine serves in a benchmark, `kv_bytes` its cache over all ranks."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocabulary: int
+    dtype: str
+    context: int
+    kv_bytes: int
+
+    @property
+    def config(self) -> LlamaConfig:
+        return LlamaConfig(
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.hidden // self.heads,
+            intermediate_size=self.intermediate,
+            vocab_size=self.vocabulary,
+            max_position_embeddings=8192,
+            tie_word_embeddings=False,
+            dtype=self.dtype,
+        )
+
+
+SHAPES = {
+    "tiny": Shape(256, 2, 8, 4, 512, 1024, "bfloat16", 1024, 64 << 20),
+    "llama-3.2-1b": Shape(2048, 16, 32, 8, 8192, 128_256, "bfloat16", 2048, 1 << 30),
+    "llama-3-8b": Shape(4096, 32, 32, 8, 14336, 128_256, "bfloat16", 2048, 4 << 30),
+}
+
+
+@contextmanager
+def shape_checkpoint(name: str, progress: Callable[[str], None]) -> Iterator[Path]:
+    """A checkpoint of the shape `name` in a temporary folder, which is gone afterwards.
+
+    Raises `ConfigError` for an unknown shape, or where the folder's disk is too small (set TMPDIR).
+    """
+    if name not in SHAPES:
+        raise ConfigError(f"shape {name!r} is unknown; allowed: {', '.join(SHAPES)}")
+    folder = Path(tempfile.mkdtemp(prefix="ghostserve-shape-"))
+    try:
+        make_checkpoint(folder, SHAPES[name], progress)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_checkpoint(folder: Path, shape: Shape, progress: Callable[[str], None] = lambda text: None) -> None:
+    """Write config, weights in files of about 2 GB, and a tokenizer that knows no words.
+
+    The same shape gives the same bytes. They are drawn on the CPU: this process goes on to lead an engine, and must
+    not keep a context on a GPU.
+    """
+    config = shape.config
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape.dtype))
+    wanted = dict(skeleton.named_parameters())
+    total = sum(p.numel() * p.element_size() for p in wanted.values())
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise ConfigError(
+            f"{folder} has {format_bytes(free)} free, the checkpoint needs {format_bytes(total)}: set TMPDIR"
+        )
+    generator = torch.Generator().manual_seed(_SEED)
+    index: dict[str, str] = {}
+    part: dict[str, torch.Tensor] = {}
+    size = number = 0
+    for position, (name, parameter) in enumerate(wanted.items(), 1):
+        part[name] = _draw(parameter, generator)
+        size += parameter.numel() * parameter.element_size()
+        if size >= _FILE_BYTES or position == len(wanted):
+            number += 1
+            file = f"model-{number:05}.safetensors"
+            progress(f"writing {file} of {format_bytes(total)} in all")
+            save_file(part, folder / file, metadata={"format": "pt"})
+            index |= dict.fromkeys(part, file)
+            part, size = {}, 0
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    index_file = {"metadata": {"total_size": total}, "weight_map": index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index_file))
+    words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
+
+
+def _draw(parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if parameter.dim() == 1:  # a norm's scale
+        return torch.ones(parameter.shape, dtype=parameter.dtype)
+    # Drawn once and repeated, each copy shifted by a prime: 16 GB of fresh normals would take minutes.
+    count = parameter.numel()
+    base = (torch.randn(min(count, 1 << 22), generator=generator) * _STD).to(parameter.dtype)
+    repeats = -(-count // base.numel())
+    return torch.cat([base.roll(7919 * i) for i in range(repeats)])[:count].view(parameter.shape).clone()

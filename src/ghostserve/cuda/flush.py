@@ -1,0 +1,182 @@
+"""Flushing on the device: peers' shards are read in place, parity goes to the store, nothing waits for it."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ghostserve.codes import Code
+from ghostserve.cuda.kernels import Bound, Kernels
+from ghostserve.cuda.payload import StorePayload
+from ghostserve.cuda.ring import Ring
+from ghostserve.cuda.runtime import Event, Runtime
+from ghostserve.cuda.shards import FlatShard, PagedShard, slot_index
+from ghostserve.errors import CudaError
+from ghostserve.parity.geometry import CacheLayout
+from ghostserve.parity.ranges import SlotRange, num_slots, tiles
+from ghostserve.parity.store import ParityStore
+
+__all__ = ["FlushMode", "Flusher", "check_blocks", "contiguous_runs"]
+
+FlushMode = Literal["ring", "zero-copy", "auto"]
+
+# What "auto" goes by. A decode step's slots lie scattered: one copy each would cost the host more than the kernel's
+# slower writes over the link cost the device. A chunk's slots lie together: there the copy engine is faster.
+ZERO_COPY_SLOTS = 256
+"""At most so many slots are written by the kernel itself."""
+ZERO_COPY_RUN = 4
+"""So are more of them, if they lie in runs shorter than this on average."""
+ZERO_COPY_PROGRAMS = 16
+"""Thread blocks that saturate the link; the other multiprocessors stay with the model."""
+
+
+@dataclass
+class _Tile:
+    """A tile on its way: what its frame needs to be committed."""
+
+    ranges: Sequence[SlotRange]
+    sums: NDArray[np.uint64]
+    done: Event
+
+
+class Flusher:
+    """Encodes slots into the store's payload, which is registered with the device. Not thread-safe.
+
+    "ring": the kernel writes parity to a frame of the ring, the copy engine takes it to the store; the kernel of a
+    tile runs beside the copies of those before. "zero-copy": the kernel writes to the store itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        kernels: Kernels,
+        ring: Ring,
+        store: ParityStore,
+        payload: StorePayload,
+        code: Code,
+        layout: CacheLayout,
+        mode: FlushMode = "auto",
+    ) -> None:
+        """Compiles the kernel. Raises `ConfigError` where the ring has no room for a slot's parity."""
+        self.mode: FlushMode = mode
+        self._runtime, self._kernels, self._store, self._payload = runtime, kernels, store, payload
+        self._code, self._layout = code, layout
+        shards = code.n + code.k
+        self._in_ring, self._in_store = ring.cut(payload.row_bytes, shards), ring.cut(0, shards)
+        self._compute, self._copies = runtime.stream(low_priority=True), runtime.stream()
+        self._done = [runtime.event() for _ in range(self._in_ring.frames)]
+        self._encoded = [runtime.event() for _ in range(self._in_ring.frames)]
+        with runtime.use(self._compute):
+            kernels.warm_up(code.encode_plan, [True] * code.n + [False] * code.k)
+        self._compute.synchronize()
+
+    def connect(self, shards: Sequence[PagedShard]) -> None:
+        """From now on data shard i is read from `shards[i]`."""
+        plan, size = self._code.encode_plan, self._layout.slot_bytes
+        self._bound: dict[bool, Bound] = {}
+        for direct, address in ((False, self._in_ring.payload), (True, self._payload.address)):
+            parity = [FlatShard(address + k * size, self._payload.row_bytes) for k in range(self._code.k)]
+            self._bound[direct] = self._kernels.bind(plan, [*shards, *parity])
+
+    def encode(
+        self, epoch: int, ranges: Sequence[SlotRange], after: object | None, on_stage: Callable[[str], None]
+    ) -> None:
+        """Encode the slots of `ranges` once the event `after` has happened, and commit them under `epoch`.
+
+        Stages and errors: as `encode_ranges`; "encoded" comes when a tile's parity is in the store and not committed.
+        When this returns or raises, nothing of it is under way any more.
+        """
+        direct = self._writes_direct(ranges)
+        frames = self._in_store if direct else self._in_ring
+        pending: deque[_Tile] = deque()
+        try:
+            if after is not None:
+                self._compute.wait_event(after)
+            for number, tile in enumerate(_cut(ranges, frames.rows)):
+                if len(pending) == frames.frames:
+                    self._finish(epoch, pending.popleft(), on_stage)
+                on_stage("begin")
+                pending.append(self._start(epoch, tile, number % frames.frames, direct))
+            while pending:
+                self._finish(epoch, pending.popleft(), on_stage)
+        except BaseException:
+            # A fenced rank reports its flushes as ended: no copy may reach the store after that.
+            self._compute.synchronize()
+            self._copies.synchronize()
+            raise
+
+    def _writes_direct(self, ranges: Sequence[SlotRange]) -> bool:
+        if self.mode != "auto":
+            return self.mode == "zero-copy"
+        slots = num_slots(ranges)
+        return slots <= max(ZERO_COPY_SLOTS, ZERO_COPY_RUN * len(ranges))
+
+    def _start(self, epoch: int, tile: Sequence[SlotRange], frame: int, direct: bool) -> _Tile:
+        frames = self._in_store if direct else self._in_ring
+        rows = self._store.store_rows(tile)
+        places, runs = (rows, []) if direct else contiguous_runs(rows)
+        index = slot_index(tile, places if direct else places + frame * frames.rows)
+        check_blocks(index, self._layout)
+        # From here on the payload of these slots is anybody's guess.
+        self._store.begin(epoch, tile)
+        with self._runtime.use(self._compute):
+            on_device, sums = frames.upload(frame, index, self._compute)
+            self._launch(direct, on_device, sums.view(len(index), frames.sums))
+        stream = self._compute
+        if not direct:
+            self._encoded[frame].record(self._compute)
+            stream = self._copies
+            stream.wait_event(self._encoded[frame])
+            for place, row, count in runs:
+                self._payload.write(row, count, frames.row_address(frame, place), stream)
+        found = frames.download(frame, len(index), stream)
+        self._done[frame].record(stream)
+        return _Tile(tile, found.reshape(len(index), frames.sums), self._done[frame])
+
+    def _launch(self, direct: bool, index: torch.Tensor, sums: torch.Tensor) -> None:
+        self._bound[direct].launch(index, len(index), sums, programs=ZERO_COPY_PROGRAMS if direct else None)
+
+    def _finish(self, epoch: int, tile: _Tile, on_stage: Callable[[str], None]) -> None:
+        tile.done.synchronize()
+        on_stage("encoded")
+        # No checksum is 0 (but for one in 2^64): what reads so was never computed.
+        if not tile.sums.all():
+            raise CudaError(f"the encode kernel left no checksums for {len(tile.sums)} slots: did it run?")
+        self._store.commit(epoch, tile.ranges, tile.sums)
+        on_stage("committed")
+
+
+def contiguous_runs(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[tuple[int, int, int]]]:
+    """Place slots whose rows in the store are `rows`, int64 (S,), so that as few copies as possible move them.
+
+    Returns the place of each slot, a permutation of 0..S-1, and the runs: (first place, first row, slots).
+    """
+    order = np.argsort(rows, kind="stable")
+    places = np.empty_like(order)
+    places[order] = np.arange(len(rows))
+    ascending = rows[order]
+    starts = np.flatnonzero(np.diff(ascending, prepend=ascending[:1] - 2) != 1)
+    counts = np.diff(starts, append=len(rows))
+    return places, list(zip(starts.tolist(), ascending[starts].tolist(), counts.tolist(), strict=True))
+
+
+def check_blocks(index: NDArray[np.int32], layout: CacheLayout) -> None:
+    """Raise `ValueError` for blocks that the cache does not have: kernels check nothing."""
+    blocks = index[:, 0]
+    if len(blocks) and not 0 <= int(blocks.min()) <= int(blocks.max()) < layout.num_blocks:
+        raise ValueError(
+            f"blocks {int(blocks.min())}..{int(blocks.max())} were asked for, the cache has {layout.num_blocks} blocks"
+        )
+
+
+def _cut(ranges: Sequence[SlotRange], max_slots: int) -> Iterator[Sequence[SlotRange]]:
+    """`ranges` as they are where they fit one tile, which is the case of every decode step."""
+    slots = num_slots(ranges)
+    if slots <= max_slots:
+        return iter([ranges] if slots else [])
+    return iter(tiles(ranges, max_slots))

@@ -1,0 +1,199 @@
+"""Plans as kernels over a paged cache: shards are read and written in place, checksums are taken in the same pass."""
+
+import hashlib
+import linecache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+
+from ghostserve.codes.base import Plan
+from ghostserve.codes.checksum import weights
+from ghostserve.cuda import primitives
+from ghostserve.cuda.lowering import lanes, lower, simplest
+from ghostserve.cuda.shards import ALIGNMENT, MAX_UNIT_BYTES, WORD, FlatShard, PagedShard, Units
+from ghostserve.cuda.writer import Addressing
+from ghostserve.errors import UnsupportedCodeError
+from ghostserve.parity.geometry import CacheLayout
+
+__all__ = ["Bound", "Kernels", "Tile"]
+
+Shard = PagedShard | FlatShard
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one thread block works on at a time: `words` 4-byte words of each shard, by `warps` warps.
+
+    `deepest`: at most so many columns of units one after the other, before their checksums are added up. `registers`:
+    at most so many a thread, so that more threads are resident; None leaves it to the compiler.
+    """
+
+    words: int = 512
+    warps: int = 4
+    deepest: int = 8
+    registers: int | None = None
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A plan's kernel for one way of addressing."""
+
+    plan: Plan
+    kernel: Any
+    lanes: torch.Tensor
+    units: Units
+    addressing: Addressing
+    checksums: bool
+    columns: int
+
+
+class Kernels:
+    """All kernels of one cache layout on one device. Not thread-safe: one for each thread that launches."""
+
+    def __init__(self, layout: CacheLayout, device: torch.device, tile: Tile | None = None) -> None:
+        """`device`: a CUDA device, or the CPU under Triton's interpreter (TRITON_INTERPRET=1)."""
+        self.layout, self.device = layout, device
+        self.tile = tile or Tile()
+        # All addresses are passed as distances from here: Triton sees one pointer, of a known type and alignment.
+        self.anchor = torch.zeros(64, dtype=torch.uint32, device=device)
+        self.weights = _upload(weights(layout.slot_bytes).astype(np.uint32), device)
+        self.processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+        self._programs: dict[tuple[Any, ...], _Program] = {}
+
+    def bind(self, plan: Plan, shards: Sequence[Shard], *, checksums: bool = True) -> "Bound":
+        """The plan over these shards (inputs, then outputs, in the plan's order), ready to be launched again and again.
+
+        Raises `UnsupportedCodeError` for shards or a layout that are not aligned, or plans that have no kernel.
+        """
+        if len(shards) != len(plan.inputs) + len(plan.outputs):
+            raise UnsupportedCodeError(
+                f"the plan reads {len(plan.inputs)} shards and writes {len(plan.outputs)}, {len(shards)} were given"
+            )
+        return Bound(self, self._program(plan, shards, checksums), shards)
+
+    def warm_up(self, plan: Plan, paged: Sequence[bool], *, checksums: bool = True) -> None:
+        """Compile the kernel (or load it from Triton's cache on disk) now, for shards in arenas."""
+        address = self.anchor.data_ptr() + -self.anchor.data_ptr() % ALIGNMENT
+        arena = PagedShard.of_arena(self.layout, address)
+        shards: list[Shard] = [arena if is_paged else FlatShard(address, ALIGNMENT) for is_paged in paged]
+        nothing = torch.zeros((1, 3), dtype=torch.int32, device=self.device)
+        sums = torch.zeros((1, len(shards)), dtype=torch.int64, device=self.device)
+        self.bind(plan, shards, checksums=checksums).launch(nothing, 0, sums)
+
+    def _program(self, plan: Plan, shards: Sequence[Shard], checksums: bool) -> _Program:
+        units = self._units(simplest(plan).rows)
+        addressing = _addressing(units, shards)
+        # By identity, as hashing a plan of many steps is slow. The plan is kept with its program: its id stays its own.
+        key = (id(plan), addressing, checksums)
+        if key not in self._programs:
+            simple = simplest(plan)
+            kernel = _compile(lower(simple, addressing, checksums=checksums))
+            columns = units.count // simple.rows
+            self._programs[key] = _Program(
+                plan, kernel, _upload(lanes(simple), self.device), units, addressing, checksums, columns
+            )
+        return self._programs[key]
+
+    @cache  # noqa: B019 - a handful of entries, and they live as long as the kernels
+    def _units(self, rows: int) -> Units:
+        # All symbols of a slot are in a tile together.
+        return Units(self.layout, rows, max(ALIGNMENT, min(MAX_UNIT_BYTES, self.tile.words * WORD // rows)))
+
+
+class Bound:
+    """A plan's kernel with the addresses of its shards."""
+
+    def __init__(self, kernels: Kernels, program: _Program, shards: Sequence[Shard]) -> None:
+        self._kernels, self._program = kernels, program
+        units, device = program.units, kernels.device
+        found = np.stack([units.addresses(shard) for shard in shards])
+        distances = found - found[:, :1]
+        if program.addressing.common:
+            paged = program.addressing.paged
+            distances = distances[paged.index(True) :][:1] if any(paged) else distances[:0]
+        strides = [shard.row_stride if isinstance(shard, FlatShard) else 0 for shard in shards]
+        self._bases = _words(found[:, 0] - kernels.anchor.data_ptr(), device)
+        self._strides = _words(np.array(strides, dtype=np.int64), device)
+        self._table = _words(np.concatenate([distances, [units.block_stride], [units.slot_stride]]), device)
+        self._unit_words = units.nbytes // WORD
+        self._lanes = program.lanes.shape[1]
+        slot_words = self._lanes * self._unit_words
+        self._slots = max(1, kernels.tile.words // slot_words)
+        # Words that a thread loads at a time, side by side.
+        self._group = max(1, min(ALIGNMENT // WORD, self._slots * slot_words // (32 * kernels.tile.warps)))
+        # Without checksums the kernel never touches this.
+        self._no_sums = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def launch(
+        self, index: torch.Tensor, count: int, sums: torch.Tensor | None = None, *, programs: int | None = None
+    ) -> None:
+        """Run over the first `count` slots of `index`, int32 (>= count, 3): block, slot, row; on the current stream.
+
+        `sums`, int64 (>= count, shards), zeroed before: gets the checksums of every shard, inputs then outputs; needed
+        unless bound without. `programs`: at most so many thread blocks, so that the rest of the device is left to
+        others. Slots, blocks and rows are not checked. Outputs must overlap neither inputs nor each other.
+        """
+        if self._program.checksums and sums is None:
+            raise ValueError("this kernel takes checksums: it needs sums, int64 (slots, shards)")
+        columns = self._program.columns
+        slot_tiles = max(1, -(-count // self._slots))
+        per_tile = self._per_tile(slot_tiles, columns)
+        tiles = slot_tiles * -(-columns // per_tile)
+        self._program.kernel[(min(tiles, programs or tiles),)](
+            self._kernels.anchor,
+            self._bases,
+            self._strides,
+            self._table,
+            self._program.lanes,
+            index,
+            self._kernels.weights,
+            self._no_sums if sums is None else sums,
+            count,
+            columns,
+            per_tile,
+            SLOTS=self._slots,
+            LANES=self._lanes,
+            WORDS=self._unit_words,
+            GROUP=self._group,
+            num_warps=self._kernels.tile.warps,
+            **({} if self._kernels.tile.registers is None else {"maxnreg": self._kernels.tile.registers}),
+        )
+
+    def _per_tile(self, slot_tiles: int, columns: int) -> int:
+        """As many columns a tile as leave enough tiles to fill the device some times over."""
+        enough = 8 * self._kernels.processors
+        return max(1, min(self._kernels.tile.deepest, slot_tiles * columns // enough, columns))
+
+
+def _addressing(units: Units, shards: Sequence[Shard]) -> Addressing:
+    paged = [shard for shard in shards if isinstance(shard, PagedShard)]
+    distances = [units.addresses(shard) - units.addresses(shard)[0] for shard in paged]
+    common = all(np.array_equal(each, distances[0]) for each in distances)
+    return Addressing(tuple(isinstance(shard, PagedShard) for shard in shards), common, units.uniform)
+
+
+@lru_cache(maxsize=512)
+def _compile(source: str) -> Any:
+    """A Triton kernel from source text. Triton reads a kernel's source back: linecache is where Python looks it up."""
+    filename = f"<ghostserve kernel {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    namespace: dict[str, Any] = {"triton": triton, "tl": tl, "__name__": "ghostserve.cuda.kernels"}
+    namespace.update({name: getattr(primitives, name) for name in primitives.__all__})
+    exec(compile(source, filename, "exec"), namespace)  # our own text, made from numbers only
+    kernel: Callable[..., Any] = namespace["run_plan"]
+    return kernel
+
+
+def _words(distances: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    return _upload(distances // WORD, device)
+
+
+def _upload(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)

@@ -1,0 +1,143 @@
+"""Rebuilding on the device: parity comes up over the link while survivors' shards are read and the lost ones written.
+
+Everything is verified by the checksums that the kernels take of all that they read and write. Slots where any of them
+is not the recorded one go to `recovery.rebuild`, which knows what to do about each kind of fault.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ghostserve.codes import Backend, Code, Plan
+from ghostserve.cuda.copying import COPY
+from ghostserve.cuda.decode import Arrived, DecodeJob, Engine
+from ghostserve.cuda.shards import PagedShard
+from ghostserve.parity.arena import Arena
+from ghostserve.parity.ranges import SlotRange, merge, num_slots, select, tiles
+from ghostserve.recovery.rebuild import RebuildReport, rebuild
+
+__all__ = ["Refiller"]
+
+POISON = 0xFF
+_POISON_SLOTS = 4096
+
+
+class Refiller:
+    """Refills lost ranks' arenas. Not thread-safe."""
+
+    def __init__(self, engine: Engine, code: Code, backend: Backend) -> None:
+        """`backend` serves the slots where something does not match."""
+        self._engine, self._code, self._backend = engine, code, backend
+        # Kernels are kept with the plan object: ask the code for each plan once.
+        self._plans: dict[tuple[frozenset[int], frozenset[int]], Plan] = {}
+
+    def warm_up(self, lost_ranks: Collection[int], targets: Collection[int]) -> None:
+        """Compile now what `rebuild` of these would compile first."""
+        kernels, n = self._engine.kernels, self._code.n
+        lost, decoded, copied = self._shards(lost_ranks, targets)
+        with self._engine.runtime.use(self._engine.compute):
+            if decoded and len(lost) <= self._code.k:
+                plan = self._plan(lost, decoded)
+                # Survivors and what is wanted lie in caches; parity, and what is computed on the way, does not.
+                kernels.warm_up(plan, [*(s < n for s in plan.inputs), *(s in decoded for s in plan.outputs)])
+            if copied:
+                kernels.warm_up(COPY, [True, True])
+        self._engine.compute.synchronize()
+
+    def rebuild(
+        self,
+        lost_ranks: Collection[int],
+        ranges: Sequence[SlotRange],
+        targets: Collection[int],
+        arenas: Sequence[Arena],
+        shards: Sequence[PagedShard],
+    ) -> RebuildReport:
+        """See `DataPath.rebuild`. `arenas` and `shards`: the same memory, one a rank, all of it mapped here."""
+        began = time.perf_counter()
+        if not frozenset(targets) <= frozenset(lost_ranks):
+            raise ValueError(f"targets {sorted(targets)} must be among the lost ranks {sorted(lost_ranks)}")
+        lost, decoded, copied = self._shards(lost_ranks, targets)
+        left = tuple(ranges)
+        read = rebuilt = copies = 0
+        if num_slots(ranges) and (decoded or copied) and len(lost) <= self._code.k:
+            plan = self._plan(lost, decoded) if decoded else None
+            job = DecodeJob(self._engine, plan, decoded, copied, targets, lost_ranks, shards, ranges)
+            tally = _Tally()
+            job.run(tally.add)
+            self._poison(tally.wrong, targets, arenas)
+            left = merge(tally.left)
+            size = self._engine.layout.slot_bytes
+            read = tally.tried * job.inputs * size
+            rebuilt, copies = (tally.good * n * size for n in (job.decoded_arenas, job.copied_arenas))
+        rest = self._rest(lost_ranks, left, targets, arenas)
+        return replace(
+            rest,
+            slots=num_slots(ranges),
+            bytes_rebuilt=rest.bytes_rebuilt + rebuilt,
+            bytes_copied=rest.bytes_copied + copies,
+            bytes_read=rest.bytes_read + read,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _rest(
+        self,
+        lost_ranks: Collection[int],
+        ranges: Sequence[SlotRange],
+        targets: Collection[int],
+        arenas: Sequence[Arena],
+    ) -> RebuildReport:
+        """What is not committed or did not match, slot by slot over host memory."""
+        return rebuild(
+            store=self._engine.store,
+            code=self._code,
+            backend=self._backend,
+            arenas=arenas,
+            layout=self._engine.layout,
+            shard_map=self._engine.shard_map,
+            lost_ranks=lost_ranks,
+            targets=targets,
+            ranges=ranges,
+        )
+
+    def _poison(self, ranges: Sequence[SlotRange], targets: Collection[int], arenas: Sequence[Arena]) -> None:
+        """No byte that was written and not verified stays."""
+        layout = self._engine.layout
+        for tile in tiles(ranges, _POISON_SLOTS):
+            poison = np.full((num_slots(tile), layout.slot_bytes), POISON, np.uint8)
+            for rank in targets:
+                arenas[rank].scatter(layout, tile, poison)
+
+    def _shards(
+        self, lost_ranks: Collection[int], targets: Collection[int]
+    ) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
+        """Shards that nobody holds any more, those of them that targets need, and what targets can copy."""
+        where = self._engine.shard_map
+        lost = frozenset(where.lost_shards(lost_ranks))
+        needed = frozenset(where.shard_of(rank) for rank in targets)
+        return lost, needed & lost, needed - lost
+
+    def _plan(self, lost: frozenset[int], wanted: frozenset[int]) -> Plan:
+        if (lost, wanted) not in self._plans:
+            self._plans[lost, wanted] = self._code.rebuild_plan(lost, wanted)
+        return self._plans[lost, wanted]
+
+
+class _Tally:
+    """What the tiles of one rebuild came to."""
+
+    def __init__(self) -> None:
+        self.tried = self.good = 0
+        self.wrong: list[SlotRange] = []
+        self.left: list[SlotRange] = []
+
+    def add(self, tile: Arrived) -> None:
+        self.tried += len(tile.good)
+        self.good += int(tile.good.sum())
+        if len(tile.good) == len(tile.committed) and tile.good.all():
+            return
+        right = tile.committed.copy()
+        right[tile.committed] = tile.good
+        self.wrong += select(tile.slots, tile.committed & ~right)
+        self.left += select(tile.slots, ~right)

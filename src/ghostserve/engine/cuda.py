@@ -1,0 +1,194 @@
+"""A rank on a GPU: its streams, libraries and kernels warm, its cache shared by handle, its weights copied in."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from ghostserve.codes import Code
+from ghostserve.cuda.host import RegisteredRegion
+from ghostserve.cuda.path import CudaDataPath
+from ghostserve.cuda.runtime import CudaRuntime
+from ghostserve.cuda.staged import StagedDataPath
+from ghostserve.engine import varlen
+from ghostserve.engine.caches import DeviceCaches
+from ghostserve.engine.communicator import Communicator
+from ghostserve.engine.datapath import DataPath
+from ghostserve.engine.dryrun import rehearse
+from ghostserve.engine.hardware import Hardware
+from ghostserve.engine.launch import WorkerConfig
+from ghostserve.engine.model import ShardedModel
+from ghostserve.engine.weights import HostWeights
+from ghostserve.errors import CudaError
+from ghostserve.parity.memory import SharedRegion
+from ghostserve.parity.store import ParityStore
+
+__all__ = ["CudaHardware"]
+
+log = logging.getLogger("ghostserve.engine")
+
+
+class CudaHardware(Hardware):
+    """`prepare` takes the device where all ranks share one; else the device is known only with the rank."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        super().__init__(config)
+        self._runtime: CudaRuntime | None = None
+        self._caches: DeviceCaches | None = None
+        self._rank = -1
+        self._ipc: CudaDataPath | None = None
+        self._staged: StagedDataPath | None = None
+        self._mirrors: list[SharedRegion] = []
+        if config.data_path == "cuda-staged":
+            size = StagedDataPath.mirror_bytes(config.spec.cache_layout)
+            self._mirrors = [SharedRegion.attach(fd, size) for fd in config.arena_fds]
+        self._weights: PinnedWeights | None = None
+        if config.weight_fds:
+            self._weights = PinnedWeights(config.weight_fds, config.weight_bytes)
+
+    def prepare(self, model: ShardedModel, communicator: Communicator) -> None:
+        """Context, streams, libraries, kernels, the parity store pinned, and the weights that are there already."""
+        if len(set(self.config.devices)) == 1:
+            self._start(self.config.devices[0], model, communicator)
+
+    def load(self, model: ShardedModel, rank: int, communicator: Communicator) -> int:
+        self._rank = rank
+        if self._runtime is None:
+            self._start(self.config.devices[rank], model, communicator)
+        assert self._runtime is not None
+        return model.load(rank, self._runtime.device, self._weights)
+
+    def join(self) -> bytes:
+        """See `Hardware.join`; raises `DeviceMemoryError` if the GPU has no room, `PeerAccessError` without IPC."""
+        assert self._runtime is not None
+        if self._caches is None:
+            self._caches = DeviceCaches(self._runtime, self.config.spec.cache_layout.total_bytes)
+            if self._staged is not None:
+                self._staged.connect(self._rank, self._caches.own)
+        if self._ipc is None:
+            return b""
+        if self.config.spec.tensor_parallel_size == 1:  # nobody to share with, so CUDA need not be able to
+            self._ipc.connect(self._rank, [self._caches.own])
+            return b""
+        return self._caches.own.handle
+
+    def cache(self) -> torch.Tensor:
+        assert self._caches is not None
+        return self._caches.own.tensor
+
+    def attach(self, handles: Sequence[bytes]) -> None:
+        """See `Hardware.attach`; raises `PeerAccessError` for a peer that has died since."""
+        assert self._caches is not None
+        assert self._ipc is not None
+        self._ipc.connect(self._rank, self._caches.attach(self._rank, handles))
+
+    def release(self) -> None:
+        if self._runtime is not None:
+            self._runtime.current_stream().synchronize()
+        if self._caches is not None:
+            self._caches.release()
+
+    # ---- the device
+
+    def _start(self, index: int, model: ShardedModel, communicator: Communicator) -> None:
+        torch.cuda.set_device(index)
+        self._runtime = runtime = CudaRuntime(index)
+        # A stream above the flushes' one: they yield to it.
+        torch.cuda.set_stream(runtime.stream())  # type: ignore[arg-type]
+        _deterministic()
+        self.attention = self._choose_attention(runtime.device)
+        communicator.warm_up()
+        try:
+            rehearse(model, communicator, runtime.device, self.attention)
+        except torch.OutOfMemoryError as error:  # a standby beside ranks that fill the GPU: only slower later
+            log.warning("no room on %s to load the model's kernels in advance: %s", runtime.device, error)
+        if self.store is not None and self.code is not None:
+            self.path = self._make_path(runtime, self.store, self.code)
+        if self._weights is not None:
+            self._weights.pin(runtime)
+
+    def _make_path(self, runtime: CudaRuntime, store: ParityStore, code: Code) -> DataPath:
+        spec, layout = self.config.spec, self.config.spec.cache_layout
+        if self.config.data_path == "cuda-staged":
+            self._staged = StagedDataPath(
+                runtime=runtime,
+                store=store,
+                code=code,
+                layout=layout,
+                shard_map=spec.shard_map,
+                mirrors=self._mirrors,
+            )
+            return self._staged
+        self._ipc = path = CudaDataPath(
+            runtime=runtime, store=store, code=code, layout=layout, shard_map=spec.shard_map
+        )
+        # The loss of any one rank, which is what mostly happens; other patterns are compiled when they do.
+        for rank in range(spec.tensor_parallel_size) if self._rank < 0 else (self._rank,):
+            path.warm_up((rank,), (rank,))
+        return path
+
+    def _choose_attention(self, device: torch.device) -> str:
+        spec = self.config.spec
+        kind, _ = varlen.choose(
+            device=device.type,
+            dtype=spec.torch_dtype,
+            head_dim=spec.head_dim,
+            block_size=spec.block_size,
+            accepts=varlen.parameters(),
+        )
+        while kind != varlen.SDPA:
+            wrong = varlen.verify(
+                kind,
+                heads=spec.num_heads // spec.tensor_parallel_size,
+                kv_heads=spec.kv_heads_per_rank,
+                head_dim=spec.head_dim,
+                block_size=spec.block_size,
+                dtype=spec.torch_dtype,
+                device=device,
+            )
+            if wrong is None:
+                break
+            log.warning("attention: %s", wrong)
+            kind = varlen.GATHERED if kind == varlen.PAGED else varlen.SDPA
+        return kind
+
+
+class PinnedWeights(HostWeights):
+    """The ranks' weights in host memory, pinned for one device as far as they were there when it was started."""
+
+    def __init__(self, fds: Sequence[int], nbytes: int) -> None:
+        super().__init__(fds, nbytes)
+        self._runtime: CudaRuntime | None = None
+        self._pinned: dict[int, RegisteredRegion] = {}
+
+    def pin(self, runtime: CudaRuntime) -> None:
+        """Pin what is filled; what the driver refuses is copied unpinned, slower."""
+        self._runtime = runtime
+        for rank in self.ranks:
+            if self.filled(rank):
+                try:
+                    self._pinned[rank] = RegisteredRegion(runtime, self.region(rank))
+                except CudaError as error:
+                    log.warning("the weights of rank %d stay unpinned: %s", rank, error)
+                    return
+
+    def copy_to(self, target: torch.Tensor, rank: int) -> None:
+        """See `HostWeights.copy_to`."""
+        pinned, runtime = self._pinned.get(rank), self._runtime
+        if pinned is None or runtime is None:
+            super().copy_to(target, rank)
+            return
+        stream = runtime.current_stream()
+        for address, nbytes in pinned.split(pinned.address, target.numel()):
+            runtime.copy(target.data_ptr() + address - pinned.address, address, nbytes, stream)
+        stream.synchronize()
+
+
+def _deterministic() -> None:
+    """The same batch gives the same bits in every process: what a replay and the oracle rest on."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    # cuDNN's attention makes a plan for every new length, at each step of each sequence.
+    torch.backends.cuda.enable_cudnn_sdp(False)

@@ -1,0 +1,155 @@
+"""The communicator of ranks on CUDA devices.
+
+A collective is launched and returns at once; nothing ever raises because a peer is gone. So `release`, on the thread
+that hears of it, fences the epoch and then aborts the communicator; `settle`, on the thread that waits for the device,
+looks at the fence before anybody uses what was computed (see `fence`).
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
+
+from ghostserve.engine.communicator import JOIN_TIMEOUT, Communicator
+from ghostserve.engine.fence import Fence
+
+__all__ = ["DEFAULTS", "REQUIRED", "NcclCommunicator", "Progress"]
+
+REQUIRED = {
+    # A lost peer is the coordinator's business: torch's watchdogs must neither tear this process down nor abort.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_PROPAGATE_ERROR": "0",
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+    "TORCH_NCCL_BLOCKING_WAIT": "0",
+}
+"""The environment that a worker on CUDA must have."""
+
+DEFAULTS = {
+    # Sums inside the switch come in an order of its own; all ranks are on this host.
+    "NCCL_NVLS_ENABLE": "0",
+    "NCCL_SOCKET_IFNAME": "lo",
+}
+"""What it has unless the user's environment says otherwise."""
+
+_TIMEOUT = timedelta(seconds=1800)
+
+
+class _Event(Protocol):
+    def query(self) -> bool: ...
+
+
+class Progress:
+    """Whether the device stands in a collective: each is launched between two events."""
+
+    def __init__(self) -> None:
+        self._pairs: deque[tuple[_Event, _Event]] = deque()
+        self._lock = threading.Lock()
+
+    def launched(self, before: _Event, after: _Event) -> None:
+        with self._lock:
+            self._pairs.append((before, after))
+            if len(self._pairs) > 64:
+                self._drop()
+
+    def clear(self) -> None:
+        with self._lock:
+            self._pairs.clear()
+
+    @property
+    def in_collective(self) -> bool:
+        """The oldest collective that has not ended has begun: the device waits for a peer (or moves the bytes)."""
+        with self._lock:
+            try:
+                self._drop()
+                return bool(self._pairs) and self._pairs[0][0].query()
+            except RuntimeError:
+                return False  # the device is broken: the main thread is about to find out, and to say what it is
+
+    def _drop(self) -> None:
+        while self._pairs and self._pairs[0][1].query():
+            self._pairs.popleft()
+
+
+class NcclCommunicator(Communicator):
+    """Collectives are asynchronous on torch's current stream."""
+
+    def __init__(self, world_size: int) -> None:
+        super().__init__(world_size)
+        self._fence = Fence()
+        self._progress = Progress()
+
+    def release(self, epoch: int) -> None:
+        """See `Communicator.release`: when this returns, whatever hung on the device has ended, with garbage."""
+        self._fence.raise_to(epoch)
+
+    def settle(self) -> None:
+        """See `Communicator.settle`. An error of the device itself is raised as it is: that is no peer's fault."""
+        # The model's stream only: a flush that is under way on another must not hold the model up.
+        torch.cuda.current_stream().synchronize()
+        self._fence.check()
+        self._progress.clear()
+
+    def warm_up(self) -> None:
+        """What a process's first communicator costs beyond the next ones (loading NCCL, looking at the machine)."""
+        device = torch.device("cuda", torch.cuda.current_device())
+        dist.init_process_group("nccl", store=HashStore(), rank=0, world_size=1, device_id=device)
+        dist.all_reduce(torch.ones(1, device=device))
+        torch.cuda.current_stream().synchronize()
+        dist.destroy_process_group()
+        dist.distributed_c10d._world.group_count = 0
+
+    @property
+    def waiting(self) -> bool:
+        """Joining, or with the device in a collective; a device in any other kernel is busy, however long it takes."""
+        return self.in_collective or self._progress.in_collective
+
+    def _connect(self, store: Store, epoch: int) -> None:
+        # NCCL's own start waits for ever for a member that never comes: have everyone here first.
+        store.set(f"here-{self.rank}", "1")
+        store.wait([f"here-{rank}" for rank in range(self.world_size)], JOIN_TIMEOUT)
+        device = torch.device("cuda", torch.cuda.current_device())
+        # Flushes run at the lowest priority: they yield to the sums as they do to the model.
+        options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+        options._timeout = _TIMEOUT
+        dist.init_process_group(
+            "nccl",
+            store=store,
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=_TIMEOUT,
+            device_id=device,
+            pg_options=options,
+        )
+        group = dist.group.WORLD
+        assert group is not None
+        self._fence.open(epoch, group._get_backend(device).abort)
+        if self.world_size > 1:
+            # The first collectives set connections up: here, where a failure is a failed join.
+            warm = torch.ones(1, device=device)
+            dist.all_reduce(warm)
+            parts = [torch.empty_like(warm) for _ in range(self.world_size)] if self.rank == 0 else None
+            dist.gather(warm, parts, dst=0)
+            torch.cuda.current_stream().synchronize()
+            self._fence.check()
+
+    def _disconnect(self) -> None:
+        self._fence.close()  # a healthy end of the group would wait for peers that may be gone
+        self._progress.clear()
+        super()._disconnect()
+
+    def _run(self, collective: Callable[[], object]) -> None:
+        if self._silent:
+            return
+        self._fence.check()
+        before, after = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        before.record()
+        super()._run(collective)
+        after.record()
+        self._progress.launched(before, after)
