@@ -17,7 +17,7 @@ from ghostserve.recovery.rebuild import Fault, rebuild
 pytest_plugins = ["path_fixtures"]
 
 CODES = ["xor", "rs:2", "rs:4", "rdp"]
-SMALL_RING = 2800
+SMALL_RING = 1200
 SLOT = SlotRange(4, 2, 0, 1, 2)
 OTHERS = tuple(s for s in singles(RANGES) if s != SLOT)
 
@@ -78,7 +78,7 @@ def test_the_wipe_is_a_loss(make_world):
 @pytest.mark.parametrize("code", ["rs:2", "rs:4", "rdp"])
 @pytest.mark.parametrize("kind", ALL)
 def test_a_small_ring_takes_many_turns(make_world, kind, code):
-    world = flushed(make_world, kind, code, ring_bytes=SMALL_RING if code != "rs:4" else 4000)
+    world = flushed(make_world, kind, code, ring_bytes=SMALL_RING if code != "rs:4" else 1800)
     expected = cpu_report(world, (0, 2))
     assert same_report(world.rebuild(0, 2), expected), "nothing had to be done twice"
     assert world.only_asked(0)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ghostserve.codes import Code
 from ghostserve.cuda.kernels import Bound, Kernels
 from ghostserve.cuda.payload import StorePayload
-from ghostserve.cuda.ring import Ring
+from ghostserve.cuda.ring import TURNS, Ring
 from ghostserve.cuda.runtime import Event, Runtime
 from ghostserve.cuda.shards import FlatShard, PagedShard, slot_index
 from ghostserve.errors import CudaError
@@ -47,7 +47,8 @@ class Flusher:
     """Encodes slots into the store's payload, which is registered with the device. Not thread-safe.
 
     "ring": the kernel writes parity to a frame of the ring, the copy engine takes it to the store; the kernel of a
-    tile runs beside the copies of those before. "zero-copy": the kernel writes to the store itself.
+    tile runs beside the copies of those before, and waits on the device for its frame. "zero-copy": the kernel writes
+    to the store itself.
     """
 
     def __init__(
@@ -67,10 +68,11 @@ class Flusher:
         self._runtime, self._kernels, self._store, self._payload = runtime, kernels, store, payload
         self._code, self._layout = code, layout
         shards = code.n + code.k
-        self._in_ring, self._in_store = ring.cut(payload.row_bytes, shards), ring.cut(0, shards)
+        self._in_ring, self._in_store = (ring.cut(row, shards, turns=TURNS) for row in (payload.row_bytes, 0))
         self._compute, self._copies = runtime.stream(low_priority=True), runtime.stream()
-        self._done = [runtime.event() for _ in range(self._in_ring.frames)]
+        self._done = [runtime.event() for _ in range(TURNS)]
         self._encoded = [runtime.event() for _ in range(self._in_ring.frames)]
+        self._emptied = [runtime.event() for _ in range(self._in_ring.frames)]
         with runtime.use(self._compute):
             kernels.warm_up(code.encode_plan, [True] * code.n + [False] * code.k)
         self._compute.synchronize()
@@ -98,10 +100,10 @@ class Flusher:
             if after is not None:
                 self._compute.wait_event(after)
             for number, tile in enumerate(_cut(ranges, frames.rows)):
-                if len(pending) == frames.frames:
+                if len(pending) == frames.turns:
                     self._finish(epoch, pending.popleft(), on_stage)
                 on_stage("begin")
-                pending.append(self._start(epoch, tile, number % frames.frames, direct))
+                pending.append(self._start(epoch, tile, number, direct))
             while pending:
                 self._finish(epoch, pending.popleft(), on_stage)
         except BaseException:
@@ -116,16 +118,19 @@ class Flusher:
         slots = num_slots(ranges)
         return slots <= max(ZERO_COPY_SLOTS, ZERO_COPY_RUN * len(ranges))
 
-    def _start(self, epoch: int, tile: Sequence[SlotRange], frame: int, direct: bool) -> _Tile:
+    def _start(self, epoch: int, tile: Sequence[SlotRange], number: int, direct: bool) -> _Tile:
         frames = self._in_store if direct else self._in_ring
+        frame, turn = number % frames.frames, number % frames.turns
         rows = self._store.store_rows(tile)
         places, runs = (rows, []) if direct else contiguous_runs(rows)
         index = slot_index(tile, places if direct else places + frame * frames.rows)
         check_blocks(index, self._layout)
         # From here on the payload of these slots is anybody's guess.
         self._store.begin(epoch, tile)
+        if not direct and number >= frames.frames:
+            self._compute.wait_event(self._emptied[frame])
         with self._runtime.use(self._compute):
-            on_device, sums = frames.upload(frame, index, self._compute)
+            on_device, sums = frames.upload(turn, index, self._compute)
             self._launch(direct, on_device, sums.view(len(index), frames.sums))
         stream = self._compute
         if not direct:
@@ -134,9 +139,10 @@ class Flusher:
             stream.wait_event(self._encoded[frame])
             for place, row, count in runs:
                 self._payload.write(row, count, frames.row_address(frame, place), stream)
-        found = frames.download(frame, len(index), stream)
-        self._done[frame].record(stream)
-        return _Tile(tile, found.reshape(len(index), frames.sums), self._done[frame])
+            self._emptied[frame].record(stream)
+        found = frames.download(turn, len(index), stream)
+        self._done[turn].record(stream)
+        return _Tile(tile, found.reshape(len(index), frames.sums), self._done[turn])
 
     def _launch(self, direct: bool, index: torch.Tensor, sums: torch.Tensor) -> None:
         self._bound[direct].launch(index, len(index), sums, programs=ZERO_COPY_PROGRAMS if direct else None)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ghostserve.codes.base import Plan
 from ghostserve.codes.checksum import weights
 from ghostserve.cuda import primitives
-from ghostserve.cuda.lowering import lanes, lower, simplest
+from ghostserve.cuda.lowering import is_zigzag, lanes, lower, simplest
 from ghostserve.cuda.shards import ALIGNMENT, MAX_UNIT_BYTES, WORD, FlatShard, PagedShard, Units
 from ghostserve.cuda.writer import Addressing
 from ghostserve.errors import UnsupportedCodeError
@@ -32,13 +32,24 @@ class Tile:
     """What one thread block works on at a time: `words` 4-byte words of each shard, by `warps` warps.
 
     `deepest`: at most so many columns of units one after the other, before their checksums are added up. `registers`:
-    at most so many a thread, so that more threads are resident; None leaves it to the compiler.
+    at most so many a thread, so that more threads are resident; None: what was measured to be best.
     """
 
     words: int = 512
     warps: int = 4
     deepest: int = 8
     registers: int | None = None
+
+    def options(self, plan: Plan) -> dict[str, int]:
+        """Triton's options for the kernel of `plan`."""
+        registers = self.registers
+        if registers is None and len(plan.inputs) <= 10:
+            # Left to itself the compiler takes more than it needs. Many inputs do need them: no limit there.
+            if plan.rows > 1:
+                registers = 128 if is_zigzag(plan) else 96
+            else:
+                registers = {1: 96, 2: 112}.get(len(plan.outputs), 128)
+        return {"num_warps": self.warps, **({} if registers is None else {"maxnreg": registers})}
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class _Program:
     addressing: Addressing
     checksums: bool
     columns: int
+    options: dict[str, int]
 
 
 class Kernels:
@@ -97,7 +109,14 @@ class Kernels:
             kernel = _compile(lower(simple, addressing, checksums=checksums))
             columns = units.count // simple.rows
             self._programs[key] = _Program(
-                plan, kernel, _upload(lanes(simple), self.device), units, addressing, checksums, columns
+                plan,
+                kernel,
+                _upload(lanes(simple), self.device),
+                units,
+                addressing,
+                checksums,
+                columns,
+                self.tile.options(simple),
             )
         return self._programs[key]
 
@@ -162,8 +181,7 @@ class Bound:
             LANES=self._lanes,
             WORDS=self._unit_words,
             GROUP=self._group,
-            num_warps=self._kernels.tile.warps,
-            **({} if self._kernels.tile.registers is None else {"maxnreg": self._kernels.tile.registers}),
+            **self._program.options,
         )
 
     def _per_tile(self, slot_tiles: int, columns: int) -> int:

@@ -16,7 +16,7 @@ from ghostserve.codes.base import Plan, RowDiagonal, Step
 from ghostserve.cuda.writer import Addressing, KernelWriter
 from ghostserve.errors import UnsupportedCodeError
 
-__all__ = ["LARGEST_PRIME", "lanes", "lower", "simplest"]
+__all__ = ["LARGEST_PRIME", "is_zigzag", "lanes", "lower", "simplest"]
 
 LARGEST_PRIME = 17
 """With more symbols a slot, one a lane, a thread block's tile would be too large."""
@@ -47,11 +47,16 @@ def lower(plan: Plan, addressing: Addressing, *, checksums: bool) -> str:
             f"on a GPU rdp serves at most {LARGEST_PRIME - 1} data shards (prime {LARGEST_PRIME}), this plan has prime"
             f" {plan.array.prime}: use rs:2"
         )
-    elif len(_unknown(plan)) == 2:
+    elif is_zigzag(plan):
         _zigzag(writer, plan, plan.array)
     else:
         _diagonals(writer, plan, plan.array)
     return writer.source()
+
+
+def is_zigzag(plan: Plan) -> bool:
+    """Are two columns of a row-diagonal plan lost?"""
+    return plan.array is not None and len(_unknown(plan)) == 2
 
 
 def lanes(plan: Plan) -> NDArray[np.int32]:
@@ -60,7 +65,7 @@ def lanes(plan: Plan) -> NDArray[np.int32]:
     Lanes stand in the order of their rows, but where two columns are lost in the order of the zig-zag's two chains. A
     chain's first lane has no row before it: row `rows` is where nothing is.
     """
-    if plan.array is None or len(_unknown(plan)) != 2:
+    if plan.array is None or not is_zigzag(plan):
         return np.array([range(plan.rows), range(plan.rows), [plan.rows] * plan.rows, [0] * plan.rows], np.int32)
     prime = plan.array.prime
     found = []

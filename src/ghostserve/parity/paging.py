@@ -6,6 +6,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from ghostserve.parity import records
 from ghostserve.parity.geometry import CacheLayout
 from ghostserve.parity.ranges import SlotRange, slot_numbers
 
@@ -36,7 +37,8 @@ def scatter(arena: Bytes, layout: CacheLayout, ranges: Sequence[SlotRange], shar
 
 
 def warm_up() -> None:
-    """Compile both directions now (or load them from the cache), not in the first flush."""
+    """Compile both directions and the seal now (or load them from the cache), not in the first flush."""
+    records.warm_up()
     layout = CacheLayout.layered(num_layers=1, num_blocks=1, block_size=1, row_bytes=1)
     arena = np.zeros(layout.total_bytes, dtype=np.uint8)
     ranges = [SlotRange(0, 0, 0, 0, 1)]
