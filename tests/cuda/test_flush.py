@@ -183,7 +183,9 @@ def test_auto_goes_by_how_many_slots_and_how_they_lie(make_world):
 
 
 def test_a_ring_too_small_for_one_slot_is_refused_with_its_numbers(make_world):
-    with pytest.raises(ConfigError, match=r"the GPU ring of 1000 B is too small for 3 frames of one slot's parity, 128 B each"):
+    with pytest.raises(
+        ConfigError, match=r"the GPU ring of 1000 B is too small for 3 frames of one slot's parity, 128 B each"
+    ):
         make_world("eager", ring_bytes=1000)
 
 

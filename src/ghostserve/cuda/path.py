@@ -14,6 +14,7 @@ from ghostserve.cuda.refill import Refiller
 from ghostserve.cuda.ring import MAX_RING_BYTES, Ring
 from ghostserve.cuda.runtime import Runtime
 from ghostserve.cuda.shards import PagedShard
+from ghostserve.parity import paging
 from ghostserve.parity.arena import Arena
 from ghostserve.parity.fit import check_fit
 from ghostserve.parity.geometry import CacheLayout, ShardMap
@@ -64,6 +65,8 @@ class CudaDataPath:
         self._arenas: Sequence[MappedArena] | None = None
         self._shards: list[PagedShard] = []
         self._lock = threading.Lock()
+        # What a rebuild needs of compiled host code: loaded now, not in a client's pause.
+        paging.warm_up()
         with ExitStack() as stack:
             payload = StorePayload(runtime, store)
             stack.callback(payload.close)
