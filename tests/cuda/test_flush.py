@@ -98,7 +98,6 @@ def test_a_fence_between_begin_and_commit_leaves_the_slots_uncommitted(make_worl
     assert seen.count("committed") == 1
     begun = {"ring": TURNS + 1, "zero-copy": 10}[mode]
     committed = world.store.committed_slots(RANGES)
-    assert committed[0]
     assert committed.sum() == (1 if mode == "ring" else 2) + 10 - begun
 
 
@@ -140,7 +139,9 @@ def test_a_kernel_that_did_not_run_is_noticed(make_world, mode):
 def test_slots_that_do_not_exist_are_refused_before_anything_is_begun(make_world, slots):
     world = make_world("eager")
     before = world.store.region.array.copy()
-    with pytest.raises(ValueError, match=r"outside a store|the cache has 6 blocks"):
+    with pytest.raises(
+        ValueError, match=r"outside a store|the cache has 6 blocks|block -1, generation 1: both must be"
+    ):
         world.flush([slots])
     assert np.array_equal(world.store.region.array, before)
 

@@ -15,9 +15,10 @@ from ghostserve.cuda.kernels import Bound, Kernels
 from ghostserve.cuda.payload import StorePayload
 from ghostserve.cuda.ring import Ring
 from ghostserve.cuda.runtime import Runtime
-from ghostserve.cuda.shards import FlatShard, PagedShard, slot_index
+from ghostserve.cuda.shards import FlatShard, PagedShard
 from ghostserve.parity.geometry import ShardMap
-from ghostserve.parity.ranges import SlotRange, num_slots, select, tiles
+from ghostserve.parity.ranges import SlotRange, num_slots, tiles
+from ghostserve.parity.slots import SlotTable
 from ghostserve.parity.store import ParityStore
 
 __all__ = ["Arrived", "DecodeJob", "Engine"]
@@ -77,7 +78,7 @@ class _Tile:
     frame: int
     slots: Sequence[SlotRange]
     committed: NDArray[np.bool_]
-    asked: Sequence[SlotRange]
+    asked: SlotTable
     sums: NDArray[np.uint64] | None
 
 
@@ -138,11 +139,14 @@ class DecodeJob:
         engine, frames = self._engine, self._frames.frames
         pending: list[_Tile] = []
         try:
+            table, first = engine.store.table(self._ranges), 0
             for number, tile in enumerate(tiles(self._ranges, self._frames.rows)):
+                part = table[first : first + self._frames.rows]
+                first += self._frames.rows
                 ready = None
                 if len(pending) == frames:
                     ready = self._wait(pending.pop(0))
-                pending.append(self._start(tile, number % frames))
+                pending.append(self._start(tile, part, number % frames))
                 # Only now: the device should not wait for what the host has to compare.
                 if ready is not None:
                     on_tile(self._check(ready))
@@ -175,15 +179,15 @@ class DecodeJob:
         begin += rows * self._fetches * size
         return found | {s: FlatShard(begin + i * rows * size, size) for i, s in enumerate(scratch)}
 
-    def _start(self, tile: Sequence[SlotRange], frame: int) -> _Tile:
+    def _start(self, tile: Sequence[SlotRange], table: SlotTable, frame: int) -> _Tile:
         engine, frames = self._engine, self._frames
-        committed = engine.store.committed_slots(tile)
-        asked = select(tile, committed)
-        if not asked:
+        committed = engine.store.committed_slots(table)
+        asked = table if committed.all() else table[committed]
+        if not len(asked):
             return _Tile(frame, tile, committed, asked, None)
-        rows = engine.store.store_rows(asked)
-        places, runs = (rows, []) if self._direct else contiguous_runs(rows)
-        index = slot_index(asked, places if self._direct else places + frame * frames.rows)
+        places, runs = (asked.row, []) if self._direct else contiguous_runs(asked.row)
+        rows = places if self._direct else places + frame * frames.rows
+        index = np.stack([asked.block, asked.slot, rows], axis=1).astype(np.int32)
         check_blocks(index, engine.layout)
         # On the copies' stream: on the other it would queue behind the parity of the next tiles.
         on_device, sums = frames.upload(frame, index, engine.copies)
@@ -216,7 +220,7 @@ class DecodeJob:
 
     def _check(self, tile: _Tile) -> Arrived:
         """Compare every checksum of every shard that was read or written with the recorded one."""
-        count, at = num_slots(tile.asked), 0
+        count, at = len(tile.asked), 0
         good = np.ones(count, dtype=np.bool_)
         if tile.sums is not None:
             records = self._engine.store.records(tile.asked)

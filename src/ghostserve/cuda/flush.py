@@ -1,7 +1,7 @@
 """Flushing on the device: peers' shards are read in place, parity goes to the store, nothing waits for it."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from ghostserve.codes import Code
 from ghostserve.cuda.kernels import Bound, Kernels
 from ghostserve.cuda.payload import StorePayload
-from ghostserve.cuda.ring import TURNS, Ring
+from ghostserve.cuda.ring import TURNS, Frames, Ring
 from ghostserve.cuda.runtime import Event, Runtime
-from ghostserve.cuda.shards import FlatShard, PagedShard, slot_index
+from ghostserve.cuda.shards import FlatShard, PagedShard
 from ghostserve.errors import CudaError
 from ghostserve.parity.geometry import CacheLayout
-from ghostserve.parity.ranges import SlotRange, num_slots, tiles
+from ghostserve.parity.ranges import SlotRange, num_slots
+from ghostserve.parity.slots import SlotTable
 from ghostserve.parity.store import ParityStore
 
 __all__ = ["FlushMode", "Flusher", "check_blocks", "contiguous_runs"]
@@ -38,7 +39,7 @@ ZERO_COPY_PROGRAMS = 16
 class _Tile:
     """A tile on its way: what its frame needs to be committed."""
 
-    ranges: Sequence[SlotRange]
+    slots: SlotTable
     sums: NDArray[np.uint64]
     done: Event
 
@@ -95,15 +96,17 @@ class Flusher:
         """
         direct = self._writes_direct(ranges)
         frames = self._in_store if direct else self._in_ring
+        slots, index = self._lay_out(ranges, frames, direct)
         pending: deque[_Tile] = deque()
         try:
             if after is not None:
                 self._compute.wait_event(after)
-            for number, tile in enumerate(_cut(ranges, frames.rows)):
+            for number, first in enumerate(range(0, len(slots), frames.rows)):
                 if len(pending) == frames.turns:
                     self._finish(epoch, pending.popleft(), on_stage)
                 on_stage("begin")
-                pending.append(self._start(epoch, tile, number, direct))
+                part = slice(first, first + frames.rows)
+                pending.append(self._start(epoch, slots[part], index[part], number, direct))
             while pending:
                 self._finish(epoch, pending.popleft(), on_stage)
         except BaseException:
@@ -112,21 +115,34 @@ class Flusher:
             self._copies.synchronize()
             raise
 
+    def _lay_out(
+        self, ranges: Sequence[SlotRange], frames: Frames, direct: bool
+    ) -> tuple[SlotTable, NDArray[np.int32]]:
+        """All slots at once, as Python's time for a tile is what the copy engine would wait for; and their index.
+
+        For the ring in the order of the store's rows, so that as few copies as possible move them.
+        """
+        slots = self._store.table(ranges)
+        place = slots.row
+        if not direct:
+            slots = slots[np.argsort(slots.row, kind="stable")]
+            tile, within = np.divmod(np.arange(len(slots)), frames.rows)
+            place = tile % frames.frames * frames.rows + within
+        index = np.stack([slots.block, slots.slot, place], axis=1).astype(np.int32)
+        check_blocks(index, self._layout)
+        return slots, index
+
     def _writes_direct(self, ranges: Sequence[SlotRange]) -> bool:
         if self.mode != "auto":
             return self.mode == "zero-copy"
         slots = num_slots(ranges)
         return slots <= max(ZERO_COPY_SLOTS, ZERO_COPY_RUN * len(ranges))
 
-    def _start(self, epoch: int, tile: Sequence[SlotRange], number: int, direct: bool) -> _Tile:
+    def _start(self, epoch: int, slots: SlotTable, index: NDArray[np.int32], number: int, direct: bool) -> _Tile:
         frames = self._in_store if direct else self._in_ring
         frame, turn = number % frames.frames, number % frames.turns
-        rows = self._store.store_rows(tile)
-        places, runs = (rows, []) if direct else contiguous_runs(rows)
-        index = slot_index(tile, places if direct else places + frame * frames.rows)
-        check_blocks(index, self._layout)
         # From here on the payload of these slots is anybody's guess.
-        self._store.begin(epoch, tile)
+        self._store.begin(epoch, slots)
         if not direct and number >= frames.frames:
             self._compute.wait_event(self._emptied[frame])
         with self._runtime.use(self._compute):
@@ -137,12 +153,12 @@ class Flusher:
             self._encoded[frame].record(self._compute)
             stream = self._copies
             stream.wait_event(self._encoded[frame])
-            for place, row, count in runs:
+            for place, row, count in ascending_runs(slots.row):
                 self._payload.write(row, count, frames.row_address(frame, place), stream)
             self._emptied[frame].record(stream)
         found = frames.download(turn, len(index), stream)
         self._done[turn].record(stream)
-        return _Tile(tile, found.reshape(len(index), frames.sums), self._done[turn])
+        return _Tile(slots, found.reshape(len(index), frames.sums), self._done[turn])
 
     def _launch(self, direct: bool, index: torch.Tensor, sums: torch.Tensor) -> None:
         self._bound[direct].launch(index, len(index), sums, programs=ZERO_COPY_PROGRAMS if direct else None)
@@ -153,7 +169,7 @@ class Flusher:
         # No checksum is 0 (but for one in 2^64): what reads so was never computed.
         if not tile.sums.all():
             raise CudaError(f"the encode kernel left no checksums for {len(tile.sums)} slots: did it run?")
-        self._store.commit(epoch, tile.ranges, tile.sums)
+        self._store.commit(epoch, tile.slots, tile.sums)
         on_stage("committed")
 
 
@@ -165,10 +181,14 @@ def contiguous_runs(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[tu
     order = np.argsort(rows, kind="stable")
     places = np.empty_like(order)
     places[order] = np.arange(len(rows))
-    ascending = rows[order]
-    starts = np.flatnonzero(np.diff(ascending, prepend=ascending[:1] - 2) != 1)
+    return places, ascending_runs(rows[order])
+
+
+def ascending_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """The runs of consecutive numbers in ascending `rows`, int64 (S,): (first place, first row, slots)."""
+    starts = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
     counts = np.diff(starts, append=len(rows))
-    return places, list(zip(starts.tolist(), ascending[starts].tolist(), counts.tolist(), strict=True))
+    return list(zip(starts.tolist(), rows[starts].tolist(), counts.tolist(), strict=True))
 
 
 def check_blocks(index: NDArray[np.int32], layout: CacheLayout) -> None:
@@ -178,11 +198,3 @@ def check_blocks(index: NDArray[np.int32], layout: CacheLayout) -> None:
         raise ValueError(
             f"blocks {int(blocks.min())}..{int(blocks.max())} were asked for, the cache has {layout.num_blocks} blocks"
         )
-
-
-def _cut(ranges: Sequence[SlotRange], max_slots: int) -> Iterator[Sequence[SlotRange]]:
-    """`ranges` as they are where they fit one tile, which is the case of every decode step."""
-    slots = num_slots(ranges)
-    if slots <= max_slots:
-        return iter([ranges] if slots else [])
-    return iter(tiles(ranges, max_slots))

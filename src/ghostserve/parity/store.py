@@ -12,10 +12,12 @@ from ghostserve.parity.geometry import StoreGeometry
 from ghostserve.parity.memory import SharedRegion
 from ghostserve.parity.ranges import SlotRange, num_slots, slot_numbers
 from ghostserve.parity.records import IDENTITY, SEAL, identity, seal
+from ghostserve.parity.slots import SlotTable
 
 __all__ = ["ParityStore", "Store"]
 
 Rows = slice | NDArray[np.int64]
+Slots = SlotRange | Sequence[SlotRange] | SlotTable
 
 
 class Store(NamedTuple):
@@ -96,7 +98,8 @@ class ParityStore:
 
         The same as `begin`, the payload, `commit`, for parity that lies in host memory.
         """
-        clear, payload, *records = self._stores(_as_ranges(ranges), parity, checksums)
+        asked = [ranges] if isinstance(ranges, SlotRange) else ranges
+        clear, payload, *records = self._stores(asked, parity, checksums)
         self._check_epoch(epoch)
         clear.run()
         payload.run()
@@ -105,7 +108,7 @@ class ParityStore:
         for store in records:
             store.run()
 
-    def begin(self, epoch: int, ranges: SlotRange | Sequence[SlotRange]) -> None:
+    def begin(self, epoch: int, ranges: Slots) -> None:
         """From now on the slots of `ranges` are not committed: whoever writes their payload may begin.
 
         For writers that the store does not see, as a device that copies to `payload_address`. Raises
@@ -115,7 +118,7 @@ class ParityStore:
         self._check_epoch(epoch)
         clear.run()
 
-    def commit(self, epoch: int, ranges: SlotRange | Sequence[SlotRange], checksums: NDArray[np.uint64]) -> None:
+    def commit(self, epoch: int, ranges: Slots, checksums: NDArray[np.uint64]) -> None:
         """The payload of `ranges` (S slots), begun before, is wholly written: commit it.
 
         `checksums`: uint64 (S, N+K), data shards first. Raises `StaleEpochError` if the group has left `epoch`: then
@@ -134,6 +137,10 @@ class ParityStore:
         `store_rows`) is the `slot_bytes` at payload_address + (r * K + k) * slot_bytes.
         """
         return int(self._payload.__array_interface__["data"][0])
+
+    def table(self, ranges: Sequence[SlotRange]) -> SlotTable:
+        """The slots of `ranges` as columns; `ValueError` for slots that the store does not have."""
+        return SlotTable.of(ranges, self.geometry)
 
     def store_rows(self, ranges: Sequence[SlotRange]) -> NDArray[np.int64]:
         """Where the slots of `ranges` stand in the payload, int64 (S,): parity_block * block_size + slot.
@@ -163,7 +170,9 @@ class ParityStore:
     def _clearing(self, rows: Rows) -> Store:
         return Store(self._records[:, SEAL], rows, np.zeros((), dtype=np.uint64))
 
-    def _recording(self, ranges: Sequence[SlotRange], rows: Rows, checksums: NDArray[np.uint64]) -> Iterator[Store]:
+    def _recording(
+        self, ranges: Sequence[SlotRange] | SlotTable, rows: Rows, checksums: NDArray[np.uint64]
+    ) -> Iterator[Store]:
         places = _places(rows)
         words = np.empty((places.size, self.geometry.record_words - 1), dtype=np.uint64)
         words[:, : IDENTITY + 1] = checksums
@@ -175,7 +184,7 @@ class ParityStore:
         """Which slots are committed for this generation of this cache block; bool (block_size,)."""
         return self.committed_slots([SlotRange(block, generation, parity_block, 0, self.geometry.block_size)])
 
-    def committed_slots(self, ranges: SlotRange | Sequence[SlotRange]) -> NDArray[np.bool_]:
+    def committed_slots(self, ranges: Slots) -> NDArray[np.bool_]:
         """Which slots of `ranges` are committed; bool (S,)."""
         asked = _as_ranges(ranges)
         rows = self._rows(asked)
@@ -184,7 +193,7 @@ class ParityStore:
         own: NDArray[np.bool_] = sealed & (records[:, IDENTITY] == self._identities(asked))
         return own
 
-    def records(self, ranges: SlotRange | Sequence[SlotRange]) -> NDArray[np.uint64]:
+    def records(self, ranges: Slots) -> NDArray[np.uint64]:
         """The recorded checksums, uint64 (S, N+K), data shards first; only those of committed slots count."""
         return self._records[self._rows(_as_ranges(ranges)), :IDENTITY]
 
@@ -206,8 +215,10 @@ class ParityStore:
         if found != epoch:
             raise StaleEpochError(found=found, expected=epoch)
 
-    def _rows(self, ranges: Sequence[SlotRange]) -> Rows:
+    def _rows(self, ranges: Sequence[SlotRange] | SlotTable) -> Rows:
         """Where the slots of `ranges` stand; a slice for one range, which is then copied in one run."""
+        if isinstance(ranges, SlotTable):
+            return ranges.row
         g = self.geometry
         for r in ranges:
             if not (0 <= r.parity_block < g.num_parity_blocks and 0 <= r.start <= r.stop <= g.block_size):
@@ -217,7 +228,9 @@ class ParityStore:
             return slice(int(firsts[0]) + ranges[0].start, int(firsts[0]) + ranges[0].stop)
         return np.repeat(firsts, [r.num_slots for r in ranges]) + slot_numbers(ranges)
 
-    def _identities(self, ranges: Sequence[SlotRange]) -> NDArray[np.uint64]:
+    def _identities(self, ranges: Sequence[SlotRange] | SlotTable) -> NDArray[np.uint64]:
+        if isinstance(ranges, SlotTable):
+            return ranges.identity
         words = np.array([identity(r.block, r.generation) for r in ranges], dtype=np.uint64)
         return np.repeat(words, [r.num_slots for r in ranges])
 
@@ -226,5 +239,5 @@ def _places(rows: Rows) -> NDArray[np.int64]:
     return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
 
 
-def _as_ranges(ranges: SlotRange | Sequence[SlotRange]) -> Sequence[SlotRange]:
+def _as_ranges(ranges: Slots) -> Sequence[SlotRange] | SlotTable:
     return [ranges] if isinstance(ranges, SlotRange) else ranges
