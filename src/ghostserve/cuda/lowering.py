@@ -21,6 +21,9 @@ __all__ = ["LARGEST_PRIME", "is_zigzag", "lanes", "lower", "simplest"]
 LARGEST_PRIME = 17
 """With more symbols a slot, one a lane, a thread block's tile would be too large."""
 
+_LOADED = "tl.debug_barrier()"
+# What is loaded again must find the first load's bytes in the cache, not the first load still under way.
+
 
 def simplest(plan: Plan) -> Plan:
     """A row-diagonal plan that needs no diagonal, as a position-wise one: every output is the xor of all inputs."""
@@ -108,9 +111,12 @@ def _diagonals(writer: KernelWriter, plan: Plan, array: RowDiagonal) -> None:
     for position in known:
         writer.load(position, "x", "row")
         writer.add("row_sum ^= x")
-        _add_diagonal(writer, array, position, _column(array, position), "lane")
     for position in unknown:
         writer.store(position, "row_sum", "row")
+    writer.add(_LOADED)
+    for position in known:
+        _add_diagonal(writer, array, position, _column(array, position), "lane")
+    for position in unknown:
         # This column is not in memory yet: its symbol on the diagonal is its row's sum, loaded again.
         for other in known:
             _add_diagonal(writer, array, other, _column(array, position), "lane")
@@ -129,6 +135,8 @@ def _zigzag(writer: KernelWriter, plan: Plan, array: RowDiagonal) -> None:
     for position in _known(plan):
         writer.load(position, "x", "row")
         writer.add("row_sum ^= x")
+    writer.add(_LOADED)
+    for position in _known(plan):
         writer.load(position, "x", "before", hashed=False)
         writer.add("diagonal_sum ^= x")
         _add_diagonal(writer, array, position, _column(array, position), "diagonal_of")
