@@ -22,9 +22,10 @@ def run_plan(anchor, bases, strides, table, lanes, index, weights, sums, count, 
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         i = (tile // column_tiles) * SLOTS + entry // LANES
         live = i < count
-        block = tl.load(index + 3 * i, mask=live, other=0).to(tl.int64)
-        slot = tl.load(index + 3 * i + 1, mask=live, other=0).to(tl.int64)
-        row = tl.load(index + 3 * i + 2, mask=live, other=0).to(tl.int64)
+        known = tl.minimum(i, count - 1)
+        block = tl.load(index + 3 * known).to(tl.int64)
+        slot = tl.load(index + 3 * known + 1).to(tl.int64)
+        row = tl.load(index + 3 * known + 2).to(tl.int64)
         first = (tile % column_tiles) * per_tile
 """
 
@@ -55,7 +56,7 @@ class KernelWriter:
         self.positions = len(plan.inputs) + len(plan.outputs)
         self.num_inputs = len(plan.inputs)
         self._several = plan.rows > 1
-        self._zeros: dict[str, str] = {}
+        self._masks: dict[str, str] = {}
         self._lines: list[str] = []
 
     def add(self, *lines: str) -> None:
@@ -69,9 +70,12 @@ class KernelWriter:
         written there counts for the checksums.
         """
         self.add(f"unit_{name} = ({symbol}) * columns + column")
-        # What is read for slots beyond the last one is never used: only symbols that are absent must read as zeros.
-        self.add(f"live_{name} = " + (f"(live & ~({absent}))[:, None]" if absent else "live[:, None]"))
-        self._zeros[name] = ", other=0" if absent else ""
+        # Beyond the last slot the last one is read again, in vain: loads without a mask are shorter. Symbols that are
+        # absent must read as zeros.
+        self.add(f"live_{name} = live[:, None]")
+        if absent:
+            self.add(f"there_{name} = (~({absent}))[:, None]")
+        self._masks[name] = f", mask=there_{name}, other=0" if absent else ""
         mask = f", mask=~({absent}), other=0" if absent else ""
         if any(self.addressing.paged):
             if not self.addressing.uniform:
@@ -84,7 +88,7 @@ class KernelWriter:
 
     def load(self, position: int, value: str, place: str, *, hashed: bool = True) -> None:
         """Read the unit of the shard at `position` into the variable `value`."""
-        self.add(f"{value} = tl.load({self._pointer(position, place)}, mask=live_{place}{self._zeros[place]})")
+        self.add(f"{value} = tl.load({self._pointer(position, place)}{self._masks[place]})")
         if hashed:
             self._hash(position, value, place)
 
