@@ -27,17 +27,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ghostserve.engine.communicator import host_rendezvous
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.coordinator import Options
 from ghostserve.engine.engine import Engine
-from ghostserve.engine.failpoints import ENVIRONMENT
 from ghostserve.engine.messages import StepPlan
 from ghostserve.engine.rerun import Rerun, Undisturbed
 from ghostserve.engine.serving import LoggedStep
 from ghostserve.errors import GhostServeError
 from ghostserve.sampling import SamplingParams, TokenOutput
 from ghostserve.status import RecoveryRecord
+from ghostserve.workers.failpoints import ENVIRONMENT
+from ghostserve.workers.rendezvous import host_rendezvous
 
 __all__ = ["Scene", "Stage", "Stream", "anything", "decoding", "phase", "prefilling", "replaying", "resumed", "running"]
 

@@ -15,31 +15,15 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from ghostserve.errors import GhostServeError
+from ghostserve.workers.rendezvous import HOST, JOIN_TIMEOUT
 
-__all__ = ["JOIN_TIMEOUT", "Communicator", "CommunicatorError", "host_rendezvous", "make_communicator"]
+__all__ = ["JOIN_TIMEOUT", "Communicator", "CommunicatorError", "make_communicator"]
 
-JOIN_TIMEOUT = timedelta(seconds=15)  # everyone is loaded and was asked at once: this takes milliseconds
 _CONNECT_TIMEOUT = timedelta(seconds=5)  # the coordinator listens before it asks anyone to join
-_HOST = "127.0.0.1"
 
 
 class CommunicatorError(GhostServeError):
     """A collective failed because a peer is gone (or the group was never bound, or has been released)."""
-
-
-def host_rendezvous() -> TCPStore:
-    """A rendezvous that the coordinator hosts on loopback; dropping it makes everyone who waits in it raise."""
-    # Left to itself the store listens on every interface.
-    listener = socket.create_server((_HOST, 0))
-    port = listener.getsockname()[1]
-    return TCPStore(
-        _HOST,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=JOIN_TIMEOUT,
-        master_listen_fd=listener.detach(),
-    )
 
 
 def make_communicator(device: str, world_size: int) -> "Communicator":
@@ -73,8 +57,8 @@ class Communicator(ABC):
         self.in_collective = True
         try:
             # A TCPStore client tries again for its whole timeout where nobody listens any more: look first.
-            socket.create_connection((_HOST, store_port), _CONNECT_TIMEOUT.total_seconds()).close()
-            store = TCPStore(_HOST, store_port, is_master=False, wait_for_workers=False, timeout=_CONNECT_TIMEOUT)
+            socket.create_connection((HOST, store_port), _CONNECT_TIMEOUT.total_seconds()).close()
+            store = TCPStore(HOST, store_port, is_master=False, wait_for_workers=False, timeout=_CONNECT_TIMEOUT)
             store.set_timeout(JOIN_TIMEOUT)
             self._connect(PrefixStore(f"epoch-{epoch}", store), epoch)
         except (RuntimeError, OSError) as error:

@@ -13,8 +13,7 @@ from ghostserve.engine import messages as msg
 from ghostserve.engine.blocks import BlockManager
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.driver import Observer, RecoveryDriver
-from ghostserve.engine.group import Exited, WorkerGroup
-from ghostserve.engine.launch import WorkerConfig
+from ghostserve.engine.launch import WorkerConfig, make_group
 from ghostserve.engine.memory import EngineMemory
 from ghostserve.engine.modelspec import ModelSpec
 from ghostserve.engine.placement import CPU, Placement
@@ -26,6 +25,7 @@ from ghostserve.recovery import events as ev
 from ghostserve.recovery.machine import MachineSettings, Phase, RecoveryMachine
 from ghostserve.sampling import TokenOutput
 from ghostserve.status import EngineStatus, RankStatus, StandbyStatus
+from ghostserve.workers.group import Exited
 
 __all__ = ["Coordinator", "Options", "Sink"]
 
@@ -80,7 +80,7 @@ class Coordinator(threading.Thread):
         self.placement = placement
         self._memory = EngineMemory(config, spec, placement)
         store = self._memory.store
-        self._group = WorkerGroup(
+        self._group = make_group(
             WorkerConfig(
                 spec=spec,
                 parity=config.parity,

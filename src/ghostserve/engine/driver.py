@@ -7,8 +7,6 @@ from collections.abc import Callable
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ghostserve.engine import messages as msg
-from ghostserve.engine.communicator import host_rendezvous
-from ghostserve.engine.group import Exited, WorkerGroup
 from ghostserve.engine.memory import EngineMemory
 from ghostserve.engine.scheduler import Request
 from ghostserve.engine.serving import Serving
@@ -17,6 +15,8 @@ from ghostserve.recovery import events as ev
 from ghostserve.recovery.machine import Phase, RecoveryMachine
 from ghostserve.recovery.planner import RecoveryPlan, plan_recovery
 from ghostserve.status import RecoveryRecord
+from ghostserve.workers.group import Exited, WorkerGroup
+from ghostserve.workers.rendezvous import host_rendezvous
 
 __all__ = ["Observer", "RecoveryDriver"]
 
@@ -32,7 +32,7 @@ class RecoveryDriver:
     def __init__(
         self,
         machine: RecoveryMachine,
-        group: WorkerGroup,
+        group: WorkerGroup[msg.FromWorker],
         memory: EngineMemory,
         serving: Serving,
         observer: Observer,

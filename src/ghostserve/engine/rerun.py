@@ -12,15 +12,15 @@ from types import TracebackType
 from typing import TypeVar
 
 from ghostserve.engine import messages as msg
-from ghostserve.engine.communicator import host_rendezvous
 from ghostserve.engine.config import EngineConfig
-from ghostserve.engine.group import Exited, WorkerGroup
-from ghostserve.engine.launch import WorkerConfig
+from ghostserve.engine.launch import WorkerConfig, make_group
 from ghostserve.engine.modelspec import ModelSpec
 from ghostserve.engine.placement import CPU, Placement
 from ghostserve.engine.serving import LoggedStep
 from ghostserve.errors import GhostServeError
 from ghostserve.parity.memory import SharedRegion
+from ghostserve.workers.group import Exited, WorkerGroup
+from ghostserve.workers.rendezvous import host_rendezvous
 
 __all__ = ["Difference", "Rerun", "Undisturbed", "rerun"]
 
@@ -60,7 +60,7 @@ class Undisturbed:
             SharedRegion.create(f"ghostserve-rerun-{r}", spec.cache_layout.total_bytes)
             for r in range(spec.tensor_parallel_size if placement.device == "cpu" else 0)
         ]
-        self._group = WorkerGroup(
+        self._group = make_group(
             WorkerConfig(
                 spec=spec,
                 parity="none",
@@ -152,7 +152,7 @@ def rerun(
         return undisturbed.compare(recording, on_progress)
 
 
-def _collect(group: WorkerGroup, workers: Sequence[int], kind: type[M]) -> list[M]:
+def _collect(group: WorkerGroup[msg.FromWorker], workers: Sequence[int], kind: type[M]) -> list[M]:
     """One message of `kind` from each worker, in their order."""
     found: dict[int, M] = {}
     deadline = time.monotonic() + _DEADLINE

@@ -22,15 +22,15 @@ import torch
 from ghostserve.checkpoint.checkpointer import Checkpointer
 from ghostserve.checkpoint.tasks import FlushTask
 from ghostserve.engine import messages as msg
-from ghostserve.engine.channel import Channel, ChannelClosedError
 from ghostserve.engine.communicator import CommunicatorError, make_communicator
-from ghostserve.engine.failpoints import Failpoints
 from ghostserve.engine.hardware import make_hardware
 from ghostserve.engine.launch import WorkerConfig
 from ghostserve.engine.model import ShardedModel
 from ghostserve.engine.runner import StepRunner
 from ghostserve.errors import PeerAccessError
 from ghostserve.parity.ranges import SlotRange
+from ghostserve.workers.channel import Channel, ChannelClosedError
+from ghostserve.workers.failpoints import Failpoints
 
 __all__ = ["Worker", "main"]
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from ghostserve.engine.failpoints import ENVIRONMENT, FailpointError, Failpoints
 from ghostserve.errors import ConfigError
+from ghostserve.workers.failpoints import ENVIRONMENT, FailpointError, Failpoints
 
 
 def test_without_a_folder_nothing_happens(monkeypatch):
@@ -50,7 +50,7 @@ def test_an_unknown_action_names_those_that_exist(tmp_path):
 @pytest.mark.parametrize(("action", "expected"), [("kill", signal.SIGKILL), ("stop", signal.SIGSTOP)])
 def test_kill_and_stop_are_signals_to_oneself(tmp_path, action, expected):
     (tmp_path / "p").write_text(action)
-    code = f"from ghostserve.engine.failpoints import Failpoints; Failpoints({str(tmp_path)!r}).hit('p', 0)"
+    code = f"from ghostserve.workers.failpoints import Failpoints; Failpoints({str(tmp_path)!r}).hit('p', 0)"
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
         _, status = os.waitpid(process.pid, os.WUNTRACED)

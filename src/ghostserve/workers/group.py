@@ -4,24 +4,36 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from ghostserve.engine.channel import Channel, ChannelClosedError
-from ghostserve.engine.launch import WorkerConfig
-from ghostserve.engine.messages import FromWorker, Shutdown
+from ghostserve.workers.channel import Channel, ChannelClosedError
 
-__all__ = ["Exited", "WorkerGroup"]
+__all__ = ["Exited", "Launch", "Started", "WorkerGroup"]
 
 _GRACE = 5.0
-# gloo's own connections stay on this machine; what torch logs in C++ about a lost peer is no news here.
-_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "FATAL"}
+
+In = TypeVar("In")
+
+
+class Started(Protocol):
+    """A process that was started for a group."""
+
+    pid: int
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Reap it: the exit status as `Popen.returncode`, or None if it still runs after `timeout` seconds."""
+
+
+Launch = Callable[[socket.socket], Started]
+"""Starts a process that talks through the given end of a socket pair, which stays the caller's to close."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +49,22 @@ class Exited:
 
 
 @dataclass(frozen=True)
-class _Process:
-    popen: subprocess.Popen[bytes]
-    channel: Channel[FromWorker]
+class _Process(Generic[In]):
+    started: Started
+    channel: Channel[In]
     pidfd: int
 
 
-class WorkerGroup:
+class WorkerGroup(Generic[In]):
     """Numbers workers 0, 1, 2, ... as they are started; a number is never used again.
 
-    Everything must be called from one thread: workers die with the thread that started them.
+    Everything must be called from one thread: workers may die with the thread that started them.
     """
 
-    def __init__(self, config: WorkerConfig) -> None:
-        self._config = config
-        store = [] if config.store_fd is None else [config.store_fd]
-        self._inherited = [*config.arena_fds, *config.weight_fds, *store]
-        self._processes: dict[int, _Process] = {}
+    def __init__(self, launch: Launch, incoming: Any, shutdown: msgspec.Struct) -> None:
+        """`incoming`: the union of what workers say; `shutdown`: what asks one to end."""
+        self._launch, self._incoming, self._shutdown = launch, incoming, shutdown
+        self._processes: dict[int, _Process[In]] = {}
         self._next = 0
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -64,31 +75,18 @@ class WorkerGroup:
     def spawn(self) -> int:
         """Start one worker; it says `Hello` when its imports are done."""
         ours, theirs = socket.socketpair()
-        with theirs, tempfile.TemporaryFile() as file:
-            file.write(msgspec.msgpack.encode(self._config))
-            file.seek(0)
-            fds = [theirs.fileno(), file.fileno()]
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "ghostserve.engine.worker", *map(str, fds), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[*fds, *self._inherited],
-                env={
-                    **os.environ,
-                    **_ENVIRONMENT,
-                    **self._config.environment,
-                    "OMP_NUM_THREADS": str(self._config.threads),
-                },
-            )
+        with theirs:
+            started = self._launch(theirs)
         worker = self._next
         self._next += 1
-        process = _Process(popen, Channel(ours, FromWorker), os.pidfd_open(popen.pid))
+        process = _Process(started, Channel[In](ours, self._incoming), os.pidfd_open(started.pid))
         self._processes[worker] = process
         self._selector.register(process.channel, selectors.EVENT_READ, worker)
         self._selector.register(process.pidfd, selectors.EVENT_READ, worker)
         return worker
 
     def pid(self, worker: int) -> int:
-        return self._processes[worker].popen.pid
+        return self._processes[worker].started.pid
 
     def alive(self, worker: int) -> bool:
         return worker in self._processes
@@ -111,9 +109,9 @@ class WorkerGroup:
         except BlockingIOError:
             return  # enough wake-ups are waiting already
 
-    def poll(self, timeout: float | None) -> list[tuple[int, FromWorker | Exited]]:
+    def poll(self, timeout: float | None) -> list[tuple[int, In | Exited]]:
         """What the workers said, and which of them ended, within `timeout` seconds (None: until something comes)."""
-        happened: list[tuple[int, FromWorker | Exited]] = []
+        happened: list[tuple[int, In | Exited]] = []
         ended: list[int] = []
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._wake_read:
@@ -130,7 +128,7 @@ class WorkerGroup:
         for worker in ended:
             process = self._processes[worker]
             happened += self._read(worker, process)  # its last words
-            happened.append((worker, Exited(process.popen.wait())))
+            happened.append((worker, Exited(process.started.wait() or 0)))
             self._forget(worker)
         return happened
 
@@ -138,21 +136,19 @@ class WorkerGroup:
         """SIGKILL and reap; returns when the process is gone. Nothing is reported for it afterwards."""
         process = self._processes.get(worker)
         if process is not None:
-            process.popen.kill()
-            process.popen.wait()
+            process.started.kill()
+            process.started.wait()
             self._forget(worker)
 
     def close(self) -> None:
         """Ask all workers to end, kill those that have not after five seconds, and give everything back."""
         for worker in list(self._processes):
-            self.send(worker, Shutdown())
+            self.send(worker, self._shutdown)
         deadline = time.monotonic() + _GRACE
         for worker, process in list(self._processes.items()):
-            try:
-                process.popen.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.popen.kill()
-                process.popen.wait()
+            if process.started.wait(max(0.0, deadline - time.monotonic())) is None:
+                process.started.kill()
+                process.started.wait()
             self._forget(worker)
         self._selector.close()
         self._wake_read.close()
@@ -162,14 +158,14 @@ class WorkerGroup:
     def workers(self) -> Sequence[int]:
         return tuple(self._processes)
 
-    def _read(self, worker: int, process: _Process) -> list[tuple[int, FromWorker | Exited]]:
+    def _read(self, worker: int, process: _Process[In]) -> list[tuple[int, In | Exited]]:
         try:
             return [(worker, message) for message in process.channel.receive_ready()]
         except ChannelClosedError:
             # The process may live on without its channel; then it is of no use, and its end must come.
             if process.channel.fileno() in self._selector.get_map():
                 self._selector.unregister(process.channel)
-                process.popen.kill()
+                process.started.kill()
             return []
 
     def _forget(self, worker: int) -> None:

@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from ghostserve.engine import channel as channels
-from ghostserve.engine.channel import Channel, ChannelClosedError
 from ghostserve.engine.messages import Draw, FromWorker, Hello, Load, RunStep, SequencePart, StepPlan, ToWorker
 from ghostserve.errors import GhostServeError
+from ghostserve.workers import channel as channels
+from ghostserve.workers.channel import Channel, ChannelClosedError
 
 
 @pytest.fixture
