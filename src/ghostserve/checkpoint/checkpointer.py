@@ -30,8 +30,8 @@ class Checkpointer:
         rank: int,
         encode: Encode,
         current_epoch: Callable[[], int],
-        on_done: Callable[[int, tuple[int, ...]], None],
-        on_error: Callable[[int, FlushTask, Exception], None],
+        on_done: Callable[[int, tuple[int, ...]], object],
+        on_error: Callable[[int, FlushTask, Exception], object],
         on_stage: Callable[[str], None] = lambda stage: None,
         queue_tasks: int = QUEUE_TASKS,
     ) -> None:

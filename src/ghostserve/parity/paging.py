@@ -1,8 +1,7 @@
 """Collecting the bytes of scattered slots from a paged cache, and putting them back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,18 +21,22 @@ def gather(arena: Bytes, layout: CacheLayout, ranges: Sequence[SlotRange], out: 
     `arena`: uint8 (at least layout.total_bytes,). `out`, where given, is filled and returned. Raises
     `ValueError` for slots outside the layout or an arena or `out` of another size. Releases the GIL.
     """
+    from ghostserve.parity.compiled import gather_loop  # brings numba, which takes half a second: only when used
+
     slots = _slot_index(arena, layout, ranges)
     shards = np.empty((len(slots), layout.slot_bytes), dtype=np.uint8) if out is None else out
     _check_shape(shards, len(slots), layout)
-    _gather(arena, _segment_table(layout), slots, shards)
+    gather_loop(arena, _segment_table(layout), slots, shards)
     return shards
 
 
 def scatter(arena: Bytes, layout: CacheLayout, ranges: Sequence[SlotRange], shards: Bytes) -> None:
     """Write `shards`, uint8 (S, slot_bytes), to the slots of `ranges`: the inverse of `gather`."""
+    from ghostserve.parity.compiled import scatter_loop
+
     slots = _slot_index(arena, layout, ranges)
     _check_shape(shards, len(slots), layout)
-    _scatter(arena, _segment_table(layout), slots, shards)
+    scatter_loop(arena, _segment_table(layout), slots, shards)
 
 
 def warm_up() -> None:
@@ -63,34 +66,3 @@ def _segment_table(layout: CacheLayout) -> Index:
 def _check_shape(shards: Bytes, slots: int, layout: CacheLayout) -> None:
     if shards.shape != (slots, layout.slot_bytes):
         raise ValueError(f"shards have shape {shards.shape}, not {(slots, layout.slot_bytes)}")
-
-
-def _gather_loop(arena: Bytes, segments: Index, slots: Index, shards: Bytes) -> None:
-    # Unsigned indices spare the compiled loops Python's wrap-around of negative ones: ten times faster.
-    # Segments outside, slots inside: neighbouring slots of a block are neighbours in memory.
-    column = np.uint64(0)
-    for g in range(segments.shape[0]):
-        nbytes = np.uint64(segments[g, 3])
-        for i in range(slots.shape[0]):
-            first = np.uint64(segments[g, 0] + slots[i, 0] * segments[g, 1] + slots[i, 1] * segments[g, 2])
-            shard = shards[i]
-            for k in range(nbytes):
-                shard[column + np.uint64(k)] = arena[first + np.uint64(k)]
-        column += nbytes
-
-
-def _scatter_loop(arena: Bytes, segments: Index, slots: Index, shards: Bytes) -> None:
-    column = np.uint64(0)
-    for g in range(segments.shape[0]):
-        nbytes = np.uint64(segments[g, 3])
-        for i in range(slots.shape[0]):
-            first = np.uint64(segments[g, 0] + slots[i, 0] * segments[g, 1] + slots[i, 1] * segments[g, 2])
-            shard = shards[i]
-            for k in range(nbytes):
-                arena[first + np.uint64(k)] = shard[column + np.uint64(k)]
-        column += nbytes
-
-
-Loop = Callable[[Bytes, Index, Index, Bytes], None]
-_gather: Loop = numba.njit(nogil=True, cache=True)(_gather_loop)
-_scatter: Loop = numba.njit(nogil=True, cache=True)(_scatter_loop)

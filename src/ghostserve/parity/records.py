@@ -5,7 +5,6 @@ commit word. The commit word is a seal over all others and over the record's own
 torn, flipped, moved or never written does not match it: its slot is then simply not committed.
 """
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,8 +30,10 @@ def seal(words: NDArray[np.uint64], places: NDArray[np.uint64]) -> NDArray[np.ui
     word is folded in by a bijection, so a change confined to one word always changes the seal. Releases the GIL:
     flushes seal beside the model's own thread.
     """
+    from ghostserve.parity.compiled import seal_loop  # brings numba, which takes half a second: only when used
+
     seals = np.empty(len(places), np.uint64)
-    _seal(words, places, seals)
+    seal_loop(words, places, seals)
     return seals
 
 
@@ -40,21 +41,3 @@ def warm_up() -> None:
     """Compile now (or load from the cache), not in the first flush. Contiguous words and views are two kernels."""
     words = np.zeros((1, 3), np.uint64)
     seal(words[:, :2], seal(words, np.zeros(1, np.uint64)))
-
-
-@numba.njit(inline="always")  # type: ignore[untyped-decorator]
-def _mix(state: np.uint64) -> np.uint64:
-    """splitmix64's finalizer behind its increment: a bijection of 64-bit words; arithmetic wraps."""
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
-
-
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _seal(words: NDArray[np.uint64], places: NDArray[np.uint64], seals: NDArray[np.uint64]) -> None:
-    for i in range(places.shape[0]):
-        state = _mix(places[i] + np.uint64(0x9E3779B97F4A7C15))
-        for column in range(words.shape[1]):
-            state = _mix(state ^ words[i, column])
-        seals[i] = max(state, np.uint64(1))

@@ -1,6 +1,7 @@
 """The worker processes of one engine: start, talk, watch, end. Mechanism only; decisions are the machine's."""
 
 import os
+import select
 import selectors
 import signal
 import socket
@@ -90,6 +91,11 @@ class WorkerGroup(Generic[In]):
 
     def alive(self, worker: int) -> bool:
         return worker in self._processes
+
+    def running(self, worker: int) -> bool:
+        """False as soon as the process has ended, also before `poll` says so."""
+        process = self._processes.get(worker)
+        return process is not None and not select.select([process.pidfd], [], [], 0)[0]
 
     def send(self, worker: int, message: msgspec.Struct) -> bool:
         """False if the worker does not take it any more; its end is reported by `poll` or found by a deadline."""

@@ -1,0 +1,74 @@
+"""vLLM's process groups, left and joined again in a living worker.
+
+torch.distributed is initialised before vLLM does it, on a store that the executor hosts: vLLM then builds its groups on
+what it finds, and a rendezvous that hangs can be cancelled by dropping the store.
+"""
+
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import parallel_state
+from vllm.v1.worker.gpu_worker import init_worker_distributed_environment
+
+from ghostserve.vllm.queues import remove_leftovers
+from ghostserve.workers.rendezvous import HOST, JOIN_TIMEOUT
+
+__all__ = ["init_method", "join", "leave", "meet"]
+
+_CONNECT_TIMEOUT = timedelta(seconds=5)
+_COLLECTIVE_TIMEOUT = timedelta(seconds=1800)  # hangs are the executor's business: it has the step deadline
+
+
+def init_method(epoch: int, rank: int) -> str:
+    """What vLLM is told as the way to meet, which it does not use any more.
+
+    On the CPU vLLM reduces through shared memory, and spins there for ever on a dead peer, unless ranks disagree on the
+    name of that memory. It is the last part of this text: no two ranks have the same.
+    """
+    return f"tcp://{HOST}:0:epoch-{epoch}-rank-{rank}"
+
+
+def meet(epoch: int, store_port: int, rank: int, world_size: int, backend: str) -> None:
+    """Initialise torch.distributed for `epoch`. Raises `RuntimeError` or `OSError` if a member does not come."""
+    # A TCPStore client tries again for its whole timeout where nobody listens any more: look first.
+    socket.create_connection((HOST, store_port), _CONNECT_TIMEOUT.total_seconds()).close()
+    store = TCPStore(HOST, store_port, is_master=False, wait_for_workers=False, timeout=_CONNECT_TIMEOUT)
+    store.set_timeout(JOIN_TIMEOUT)
+    dist.init_process_group(
+        backend,
+        store=PrefixStore(f"epoch-{epoch}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=_COLLECTIVE_TIMEOUT,
+    )
+
+
+def join(vllm_config: VllmConfig, epoch: int, rank: int, local_rank: int, backend: str) -> None:
+    """A survivor's groups, on what `meet` has made."""
+    with set_current_vllm_config(vllm_config):
+        init_worker_distributed_environment(vllm_config, rank, init_method(epoch, rank), local_rank, backend)
+
+
+def leave() -> None:
+    """Destroy all groups, in whatever state they are. That closes connections, which frees peers stuck in them."""
+    broadcaster = _broadcaster()
+    parallel_state.destroy_model_parallel()
+    parallel_state.destroy_distributed_environment()
+    if broadcaster is not None:
+        remove_leftovers(broadcaster.handle)
+    # The rendezvous' keys carry this counter, and newcomers count from 0.
+    dist.distributed_c10d._world.group_count = 0
+    # Group names likewise: what was compiled has the first ones in it.
+    parallel_state._group_name_counter.clear()
+    parallel_state._groups.clear()
+
+
+def _broadcaster() -> Any:
+    """The queue by which the TP group's first rank broadcasts objects: its shared memory has a name."""
+    if not parallel_state.model_parallel_is_initialized():
+        return None
+    return parallel_state.get_tp_group().mq_broadcaster

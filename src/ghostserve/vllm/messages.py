@@ -1,0 +1,129 @@
+"""What the executor and a worker process say to each other beside vLLM's own queues: msgspec structs over one socket.
+
+vLLM's queues carry vLLM's calls and answers; they are new in every epoch. What decides about membership goes here.
+"""
+
+import msgspec
+
+from ghostserve.checkpoint.tasks import FlushTask
+
+__all__ = [
+    "FromWorker",
+    "Hello",
+    "Join",
+    "Joined",
+    "Load",
+    "Loaded",
+    "Ping",
+    "Pong",
+    "QueueHandle",
+    "Release",
+    "Released",
+    "Shutdown",
+    "StepNotes",
+    "StoreHandle",
+    "TasksDone",
+    "ToWorker",
+    "WorkerFailed",
+]
+
+
+class QueueHandle(msgspec.Struct, frozen=True):
+    """vLLM's handle of a message queue, field by field."""
+
+    local_reader_ranks: list[int]
+    buffer_handle: tuple[int, int, int, str]
+    local_subscribe_addr: str
+    local_notify_addr: str
+
+
+class StoreHandle(msgspec.Struct, frozen=True):
+    """The parity store as workers find it, and which code fills it. `memory`: an arena's handle."""
+
+    memory: bytes
+    parity: str
+    num_shards: int
+    num_parity_blocks: int
+    block_size: int
+    slot_bytes: int
+
+
+class StepNotes(msgspec.Struct, frozen=True):
+    """What goes along with one step: its number, the last step that is never run again, and its flushes."""
+
+    step: int
+    settled: int
+    flush: tuple[FlushTask, ...]
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """Take this rank; a standby's first message."""
+
+    rank: int
+
+
+class Join(msgspec.Struct, frozen=True, tag=True):
+    """Rendezvous of all ranks under `epoch`; a newcomer builds its model here, once the group is there."""
+
+    epoch: int
+    store_port: int
+    calls: QueueHandle
+
+
+class Release(msgspec.Struct, frozen=True, tag=True):
+    epoch: int
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    token: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+ToWorker = Load | Join | Release | Ping | Shutdown
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """The imports are done: the worker can take a rank."""
+
+    pid: int
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    rank: int
+
+
+class Joined(msgspec.Struct, frozen=True, tag=True):
+    """In the group, with a model. `answers`: the queue that this worker answers calls through."""
+
+    epoch: int
+    answers: QueueHandle
+
+
+class TasksDone(msgspec.Struct, frozen=True, tag=True):
+    epoch: int
+    task_ids: tuple[int, ...]
+
+
+class Released(msgspec.Struct, frozen=True, tag=True):
+    epoch: int
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """`waiting`: in a collective, or for the next call; whatever the others wait for, it is not this worker."""
+
+    token: int
+    waiting: bool
+
+
+class WorkerFailed(msgspec.Struct, frozen=True, tag=True):
+    """`peer`: the communicator broke (somebody else's fault), else the worker itself is broken."""
+
+    epoch: int
+    peer: bool
+    error: str
+
+
+FromWorker = Hello | Loaded | Joined | TasksDone | Released | Pong | WorkerFailed

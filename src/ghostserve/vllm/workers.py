@@ -1,0 +1,82 @@
+"""How vLLM's worker processes are started: forked from a server that has done the imports.
+
+Importing vLLM takes longer than a whole recovery. Python's fork server does it once, in a clean process without threads,
+and every worker, standbys too, begins with the imports behind it.
+"""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+
+from vllm.config import VllmConfig
+from vllm.platforms import current_platform
+from vllm.utils.ompmultiprocessing import OMPProcessManager
+
+from ghostserve.vllm import messages as msg
+from ghostserve.vllm.process import main
+from ghostserve.workers.group import WorkerGroup
+
+__all__ = ["make_group"]
+
+# gloo's own connections stay on this machine; what torch logs in C++ about a lost peer is no news here.
+_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "FATAL"}
+_PRELOAD = ["__main__", "ghostserve.vllm.process", "ghostserve.vllm.worker"]
+
+
+class _Forked:
+    """A started process, as `WorkerGroup` takes it."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        assert process.pid is not None
+        self._process, self.pid = process, process.pid
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._process.join(timeout)
+        return self._process.exitcode
+
+
+def make_group(vllm_config: VllmConfig) -> WorkerGroup[msg.FromWorker]:
+    """vLLM's workers, none of them started yet."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    cpus: list[list[int]] = []
+    if current_platform.is_cpu():
+        cpus = list(OMPProcessManager(vllm_config).cpu_lists)
+    threads = {"OMP_NUM_THREADS": str(len(cpus[0]))} if cpus else {}
+    launch = partial(_launch, context, vllm_config, cpus, {**_ENVIRONMENT, **threads})
+    return WorkerGroup(launch, msg.FromWorker, msg.Shutdown())
+
+
+def _launch(
+    context: ForkServerContext,
+    vllm_config: VllmConfig,
+    cpus: list[list[int]],
+    environment: dict[str, str],
+    channel: socket.socket,
+) -> _Forked:
+    process = context.Process(target=main, args=(vllm_config, channel, cpus), name="ghostserve-worker", daemon=True)
+    with _environment(environment):  # the fork server starts with the first process, and its children have its own
+        process.start()
+    return _Forked(process)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
