@@ -37,6 +37,7 @@ def serve(
     checkpoint: str,
     /,
     *,
+    engine: str = "embedded",
     tensor_parallel_size: Ranks = DEFAULTS.tensor_parallel_size,
     parity: str = DEFAULTS.parity,
     host: str = "127.0.0.1",
@@ -67,6 +68,8 @@ def serve(
     ----------
     checkpoint
         A transformers checkpoint folder, or a .gguf file.
+    engine
+        embedded, or vllm: stock vLLM with GhostServe's plug-in; all options that are not GhostServe's are vLLM's then.
     tensor_parallel_size
         Worker processes that share the model; must divide its attention heads.
     parity
@@ -116,6 +119,8 @@ def serve(
     """
     from ghostserve.cli.serve import run_server
 
+    if engine != "embedded":  # vllm was taken by `main`
+        raise ConfigError(f"engine {engine!r} is unknown; allowed: embedded, vllm")
     config = EngineConfig(
         model=checkpoint,
         tensor_parallel_size=tensor_parallel_size,
@@ -252,9 +257,12 @@ def bench(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. An error is one line on stderr: 2 for bad settings, else 1."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if words[:1] == ["serve"]:
+            _become_vllm(words)
         code = app(
-            list(sys.argv[1:] if arguments is None else arguments),
+            words,
             result_action="return_value",
             exit_on_error=False,
             print_error=False,
@@ -264,6 +272,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GhostServeError as error:
         return _refuse(error, 1)
     return code if isinstance(code, int) else 0
+
+
+def _become_vllm(words: list[str]) -> None:
+    """Does not come back if the engine is vLLM: its options are not this command line's to know."""
+    from ghostserve.cli.serve_vllm import is_vllm, serve_vllm
+
+    if is_vllm(words):
+        serve_vllm(words[1:])
 
 
 def _refuse(error: Exception, code: int) -> int:

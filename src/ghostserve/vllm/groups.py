@@ -6,7 +6,6 @@ what it finds, and a rendezvous that hangs can be cancelled by dropping the stor
 
 import socket
 from datetime import timedelta
-from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
@@ -14,10 +13,11 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.v1.worker.gpu_worker import init_worker_distributed_environment
 
-from ghostserve.vllm.queues import remove_leftovers
+from ghostserve.vllm.messages import QueueHandle
+from ghostserve.vllm.queues import handle_of
 from ghostserve.workers.rendezvous import HOST, JOIN_TIMEOUT
 
-__all__ = ["init_method", "join", "leave", "meet"]
+__all__ = ["broadcaster", "init_method", "join", "leave", "meet"]
 
 _CONNECT_TIMEOUT = timedelta(seconds=5)
 _COLLECTIVE_TIMEOUT = timedelta(seconds=1800)  # hangs are the executor's business: it has the step deadline
@@ -55,11 +55,8 @@ def join(vllm_config: VllmConfig, epoch: int, rank: int, local_rank: int, backen
 
 def leave() -> None:
     """Destroy all groups, in whatever state they are. That closes connections, which frees peers stuck in them."""
-    broadcaster = _broadcaster()
     parallel_state.destroy_model_parallel()
     parallel_state.destroy_distributed_environment()
-    if broadcaster is not None:
-        remove_leftovers(broadcaster.handle)
     # The rendezvous' keys carry this counter, and newcomers count from 0.
     dist.distributed_c10d._world.group_count = 0
     # Group names likewise: what was compiled has the first ones in it.
@@ -67,8 +64,7 @@ def leave() -> None:
     parallel_state._groups.clear()
 
 
-def _broadcaster() -> Any:
-    """The queue by which the TP group's first rank broadcasts objects: its shared memory has a name."""
-    if not parallel_state.model_parallel_is_initialized():
-        return None
-    return parallel_state.get_tp_group().mq_broadcaster
+def broadcaster() -> QueueHandle | None:
+    """The queue that the TP group's first rank has made to broadcast objects: should that rank die, it leaves names."""
+    queue = parallel_state.get_tp_group().mq_broadcaster
+    return handle_of(queue) if queue is not None else None

@@ -96,10 +96,14 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Joined(msgspec.Struct, frozen=True, tag=True):
-    """In the group, with a model. `answers`: the queue that this worker answers calls through."""
+    """In the group, with a model. `answers`: the queue that this worker answers calls through.
+
+    `broadcaster`: a queue of vLLM's that rank 0 has made, and whose names are left over if it is killed.
+    """
 
     epoch: int
     answers: QueueHandle
+    broadcaster: QueueHandle | None = None
 
 
 class TasksDone(msgspec.Struct, frozen=True, tag=True):

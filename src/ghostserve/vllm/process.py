@@ -87,6 +87,8 @@ class Process:
                 case msg.Release(epoch):
                     self._leave(epoch)
                 case msg.Shutdown():
+                    if self._rank is not None:
+                        groups.leave()
                     return
                 case call:
                     self._run(call)
@@ -166,7 +168,8 @@ class Process:
     def _meet_queues(self, join: msg.Join) -> None:
         assert self._rank is not None
         calls, answers = open_reader(join.calls, self._number), MessageQueue(1, 1)
-        self._channel.send(msg.Joined(join.epoch, handle_of(answers)))
+        own = groups.broadcaster() if self._number == 0 else None
+        self._channel.send(msg.Joined(join.epoch, handle_of(answers), own))
         until = time.monotonic() + _MEET_SECONDS
         await_writer(calls, until, self._inbox.empty)
         await_readers(answers, 1, until, self._inbox.empty)

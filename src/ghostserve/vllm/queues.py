@@ -5,7 +5,7 @@ vLLM waits for the other ends of a queue without a limit; here every wait has on
 
 import contextlib
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,6 @@ class EpochQueues:
         for queue in [self._calls, *self._answers.values()]:
             queue.shutdown()
 
-    def remove_leftovers(self, ranks: Container[int] | None = None) -> None:
-        """Take away what the workers of `ranks` (None: all), which are dead, have left of their answer queues."""
-        for rank, queue in self._answers.items():
-            if ranks is None or rank in ranks:
-                remove_leftovers(queue.handle)
-
 
 def handle_of(queue: MessageQueue) -> QueueHandle:
     """What another process needs to open `queue`."""
@@ -123,16 +117,14 @@ def await_writer(queue: MessageQueue, until: float, alive: Callable[[], bool]) -
         raise QueueError(f"a queue's writer said {said!r}, not READY")
 
 
-def remove_leftovers(handle: Handle | QueueHandle) -> None:
+def remove_leftovers(handle: QueueHandle) -> None:
     """Remove the names that a queue's owner, if it was killed, could not: shared memory and sockets. Idempotent."""
-    if handle.buffer_handle is not None:
-        with contextlib.suppress(FileNotFoundError):
-            memory = shared_memory.SharedMemory(name=handle.buffer_handle[3])
-            memory.close()
-            memory.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        memory = shared_memory.SharedMemory(name=handle.buffer_handle[3])
+        memory.close()
+        memory.unlink()
     for address in (handle.local_subscribe_addr, handle.local_notify_addr):
-        if address is not None:
-            Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
+        Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
 def _await(queue: MessageQueue, until: float, alive: Callable[[], bool]) -> bytes:

@@ -6,7 +6,7 @@ phase reads from top to bottom while the coordinator's loop goes on watching.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from ghostserve.status import RecoveryRecord
 from ghostserve.vllm import messages as msg
 from ghostserve.vllm.calls import Calls
 from ghostserve.vllm.protection import Protection
-from ghostserve.vllm.queues import EpochQueues, QueueError
+from ghostserve.vllm.queues import EpochQueues, QueueError, remove_leftovers
 from ghostserve.vllm.replay import Ask, Replay, Script
 from ghostserve.workers.group import WorkerGroup
 from ghostserve.workers.rendezvous import host_rendezvous
@@ -67,7 +67,7 @@ class Driver:
         self._skip_rebuild, self._on_failure = skip_rebuild, on_failure
         self._rendezvous: TCPStore | None = None
         self._queues: EpochQueues | None = None
-        self._joined: dict[int, msg.QueueHandle] = {}
+        self._joined: dict[int, msg.Joined] = {}
         self._members: tuple[int, ...] = ()
         self._stateful: set[int] = set()
         """Workers whose random states and requests are those of the engine."""
@@ -101,8 +101,8 @@ class Driver:
                 self.tell(ev.Released(worker, epoch))
             case msg.Pong(_, waiting):
                 self.tell(ev.Probed(worker, waiting))
-            case msg.Joined(epoch, answers) if epoch == self.machine.epoch:
-                self._joined[worker] = answers
+            case msg.Joined(epoch) if epoch == self.machine.epoch:
+                self._joined[worker] = message
                 if self._joined.keys() >= set(self._members):
                     self._meet()
             case _:
@@ -136,9 +136,9 @@ class Driver:
     def close(self) -> None:
         """Give the rendezvous' and the queues' resources back."""
         self._rendezvous = None
+        self._remove_leftovers(self._members)
         if self._queues is not None:
             self._queues.cancel()
-            self._queues.remove_leftovers()
             self._queues = None
 
     # ---- out
@@ -183,16 +183,21 @@ class Driver:
         """From here on nothing of an older epoch is accepted: no parity write, no answer, no rendezvous."""
         self._rendezvous = None  # whoever still waits in the old one raises
         self._run = None
-        self._joined.clear()
         self._calls.fence()
+        self._remove_leftovers([worker for worker in self._members if not self._group.running(worker)])
+        self._joined.clear()
         queues, self._queues = self._queues, None
         if queues is not None:
             queues.cancel()
-            queues.remove_leftovers(
-                [rank for rank, worker in enumerate(self._members) if not self._group.running(worker)]
-            )
         if self.protection is not None:
             self.protection.fence(epoch)
+
+    def _remove_leftovers(self, workers: Iterable[int]) -> None:
+        """What these dead workers could not remove themselves."""
+        for joined in [self._joined.pop(worker) for worker in workers if worker in self._joined]:
+            remove_leftovers(joined.answers)
+            if joined.broadcaster is not None:
+                remove_leftovers(joined.broadcaster)
 
     def _join(self, epoch: int, members: tuple[int, ...]) -> None:
         self._fence(epoch)
@@ -207,7 +212,7 @@ class Driver:
         assert self._queues is not None
         try:
             self._queues.connect(
-                [self._joined[worker] for worker in self._members],
+                [self._joined[worker].answers for worker in self._members],
                 _CONNECT_SECONDS,
                 lambda: all(self._group.running(worker) for worker in self._members),
             )
