@@ -14,10 +14,10 @@ from ghostserve.status import EngineStatus, RankStatus, StandbyStatus
 from ghostserve.vllm import messages as msg
 from ghostserve.vllm.calls import Calls
 from ghostserve.vllm.config import PluginConfig
-from ghostserve.vllm.workers import make_group
 from ghostserve.vllm.protection import Protection
 from ghostserve.vllm.queues import EpochQueues
 from ghostserve.vllm.recovery import Driver
+from ghostserve.vllm.workers import make_group
 from ghostserve.workers.group import Exited
 
 __all__ = ["Coordinator"]

@@ -5,8 +5,9 @@ Given to vLLM as `--distributed-executor-backend ghostserve.vllm.executor.GhostS
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -21,6 +22,7 @@ from ghostserve.vllm.calls import Answers, Calls, PendingCall
 from ghostserve.vllm.config import plugin_config
 from ghostserve.vllm.coordinator import Coordinator
 from ghostserve.vllm.protection import Protection
+from ghostserve.vllm.record import Recorder, Setup, Step
 from ghostserve.vllm.scheduler import ProtectedOutput
 from ghostserve.vllm.status_file import StatusPublisher, status_path
 from ghostserve.vllm.steplog import LoggedStep
@@ -52,6 +54,7 @@ class GhostServeExecutor(Executor):
         self._protection: Protection | None = None
         self._failure_callback: FailureCallback | None = None
         self._unsampled: LoggedStep | None = None
+        self._recorder: Recorder | None = None
         self._door = threading.Lock()
         self._publisher = StatusPublisher(status_path(self._plugin.status_path, self.vllm_config.instance_id))
         self._coordinator = Coordinator(
@@ -102,7 +105,7 @@ class GhostServeExecutor(Executor):
 
     def execute_model(
         self, scheduler_output: SchedulerOutput, non_block: bool = False
-    ) -> ModelRunnerOutput | None | Future[ModelRunnerOutput | None]:
+    ) -> ModelRunnerOutput | Future[ModelRunnerOutput | None] | None:
         """A step. vLLM's scheduler has said which losses of KV it knows; what counts on lost KV is not run."""
         future = self._calls.submit(lambda: self._step(scheduler_output))
         return future if non_block else future.result()
@@ -134,6 +137,16 @@ class GhostServeExecutor(Executor):
         if coordinator is not None:
             coordinator.stop()
             self._publisher.close()
+            if self._recorder is not None:
+                self._recorder.close()
+
+    def give_up(self, scheduled: SchedulerOutput) -> None:
+        """Drop all KV and do not run this step: for the rerun of a schedule in which that happened."""
+        protection = self._protection
+        assert protection is not None
+        if _known_losses(scheduled) == protection.losses:
+            protection.start_over()
+        self._calls.submit(lambda: self._refused(scheduled, protection)).result()
 
     @classmethod
     def supports_async_scheduling(cls) -> bool:
@@ -145,7 +158,11 @@ class GhostServeExecutor(Executor):
         """Under the calls' lock."""
         protection = self._protection
         assert protection is not None, "a step before there is a KV cache"
-        if getattr(scheduled, "known_losses", 0) < protection.losses:
+        if self._plugin.record is not None and self._recorder is None:
+            setup = Setup(self.vllm_config, self._coordinator.driver.setup)
+            self._recorder = Recorder(Path(self._plugin.record), setup)
+            protection.on_lost = self._note_lost
+        if _known_losses(scheduled) < protection.losses:
             return self._refused(scheduled, protection)
         entry, notes = protection.begin(scheduled)
         if scheduled.total_num_scheduled_tokens:
@@ -155,6 +172,7 @@ class GhostServeExecutor(Executor):
     def _refused(self, scheduled: SchedulerOutput, protection: Protection) -> PendingCall:
         """Workers only learn which requests there are."""
         self._unsampled = entry = protection.refuse(scheduled)
+        self._note_lost([entry])
         requests = list(protection.log.base.requests.values())
         return PendingCall("restore", (requests, [], None), {}, _FIRST, self._calls.future(), entry)
 
@@ -177,7 +195,14 @@ class GhostServeExecutor(Executor):
         if result is None:  # the first half of a step
             return None
         settled = protection.answered(entry, result)
+        if self._recorder is not None:
+            self._recorder.add(Step(entry.scheduled, entry.grammar, result))
         return ProtectedOutput.of(result, settled=settled, losses=protection.losses)
+
+    def _note_lost(self, entries: Sequence[LoggedStep]) -> None:
+        if self._recorder is not None:
+            for entry in entries:
+                self._recorder.add(Step(entry.scheduled, entry.grammar, None))
 
     def _lost(self) -> ProtectedOutput:
         assert self._protection is not None
@@ -188,3 +213,8 @@ class GhostServeExecutor(Executor):
             callback, self._failure_callback = self._failure_callback, None
         if callback is not None:
             callback()
+
+
+def _known_losses(scheduled: SchedulerOutput) -> int:
+    """How many losses of all KV the scheduler knew of when it made this step."""
+    return int(scheduled.known_losses)

@@ -245,5 +245,5 @@ def main(vllm_config: VllmConfig, channel: socket.socket, cpus: list[list[int]])
         code = 1
     sys.stderr.flush()
     sys.stdout.flush()
-    # Skip interpreter teardown: destroying torch's threads there can hang. The queues' names are the executor's to remove.
+    # Skip interpreter teardown: destroying torch's threads there can hang. What has names is the executor's to remove.
     os._exit(code)

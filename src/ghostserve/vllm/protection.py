@@ -1,6 +1,6 @@
-"""What the executor knows about the KV's safety: the store, what is flushed, the step log, and what a recovery can do."""
+"""What the executor knows about the KV's safety: the store, what is flushed, the step log, what can be rebuilt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,8 @@ class Protection:
         self.log = StepLog(cache.num_blocks, cache.block_size)
         self.losses = 0
         """How often all KV was given up."""
+        self.on_lost: Callable[[Sequence[LoggedStep]], object] = lambda entries: None
+        """Told of steps that never come to an answer."""
 
     @property
     def handle(self) -> StoreHandle:
@@ -129,6 +131,7 @@ class Protection:
     def start_over(self) -> None:
         """All KV is given up."""
         self.losses += 1
+        self.on_lost([entry for entry in self.log.entries if entry.output is None])
         self.log.forget()
         self.ledger.reset()
 

@@ -1,4 +1,4 @@
-"""One rank's part in keeping KV safe: its cache where peers can read it, its flushes, and the rebuild of what it lost."""
+"""One rank's part in keeping KV safe: its cache where peers read it, its flushes, the rebuild of what it lost."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -86,7 +86,7 @@ class HostMemory:
                     self._checkpointer.submit(epoch, task)
 
     def rebuild(self, lost_ranks: Sequence[int], ranges: Sequence[SlotRange], *, skip: bool) -> RebuildReport | None:
-        """Fill the own cache's `ranges` again. `skip`: leave them poisoned, for the proof that somebody would notice."""
+        """Fill the own cache's `ranges` again. `skip`: leave them poisoned, for the proof that it would be noticed."""
         for tile in tiles(ranges, 1024):
             poison = np.full((num_slots(tile), self.layout.slot_bytes), _POISON, np.uint8)
             paging.scatter(self._region.array, self.layout, tile, poison)
@@ -95,7 +95,7 @@ class HostMemory:
         return rebuild(**self._parts, lost_ranks=lost_ranks, targets=(self.rank,), ranges=ranges)
 
     def release(self) -> None:
-        """Let the shadow come to rest, then let go of the peers: after this nothing here reads or writes shared memory."""
+        """Let the shadow come to rest, then let go of the peers: nothing here uses shared memory afterwards."""
         if self._checkpointer is not None and not self._checkpointer.drain(_DRAIN_SECONDS):
             raise GhostServeError(f"the flush of rank {self.rank} did not end within {_DRAIN_SECONDS} s")
         self._parts = {}

@@ -317,5 +317,6 @@ class Driver:
         self.counters["replay_mismatches"] += replay.mismatches if replay is not None else 0
         log.warning(
             "recovered in %.2f s, epoch %d: %s; %d bytes rebuilt, %d steps replayed, %d requests recomputed",
-            record.seconds, epoch, record.reason, record.bytes_rebuilt, record.replayed_steps, record.recomputed_requests,
+            record.seconds, epoch, record.reason, record.bytes_rebuilt, record.replayed_steps,
+            record.recomputed_requests,
         )  # fmt: skip

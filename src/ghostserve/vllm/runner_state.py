@@ -1,7 +1,7 @@
 """A model runner's memory of its requests: taken away, put back, and what its random numbers hang on.
 
-vLLM's model runner (V1) keeps requests between steps. Whatever it holds of them follows from the executor's step log and
-from the random states, so every rank, newcomer or survivor, is brought to the same state in the same way.
+vLLM's model runner (V1) keeps requests between steps. Whatever it holds of them follows from the executor's step log
+and from the random states, so every rank, newcomer or survivor, is brought to the same state in the same way.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
 """vLLM's scheduler, kept from reusing what a recovery may still have to run again.
 
-A recovery restores the KV as the settled step left it and runs the later steps again. A block that one of them read must
-not have been given to somebody else since: freed blocks rest until the steps before them are settled. vLLM itself lets
-blocks rest until steps in flight have ended; this is the same, only a little longer.
+A recovery restores the KV as the settled step left it and runs the later steps again. A block that one of them read
+must not have been given to somebody else since: freed blocks rest until the steps before them are settled. vLLM itself
+lets blocks rest until steps in flight have ended; this is the same, only a little longer.
 """
 
 import dataclasses

@@ -4,8 +4,8 @@ Model runners keep their requests between steps and are told differences only. S
 differences up to the settled step have led to (`base`), and the steps after it as they were sent. A recovery restores
 the base on every rank and runs the steps again, word for word: the scheduler need not know.
 
-A step is settled when its KV is committed, its answer has come, and a younger one has begun on every rank that can still
-be asked for its random state: the last answered step is always run again.
+A step is settled when its KV is committed, its answer has come, and a younger one has begun on every rank that can
+still be asked for its random state: the last answered step is always run again.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""vLLM's worker of this platform, with what a recovery needs: its cache shared, its steps numbered, its state restorable.
+"""vLLM's worker of this platform, with what a recovery needs: a shared cache, numbered steps, a state to restore.
 
 Given to vLLM as `--worker-cls ghostserve.vllm.worker.GhostServeWorker`. All methods are called by vLLM's remote calls.
 """
@@ -95,8 +95,9 @@ class GhostServeWorker(PlatformWorker):
         layout = probed_layout(caches.tensors, caches.offsets, ops)
         if (layout.num_blocks, layout.block_size) != (kv_cache_config.num_blocks, group.kv_cache_spec.block_size):
             raise UnsupportedModelError(
-                f"the attention kernels see {layout.num_blocks} blocks of {layout.block_size} slots, the scheduler "
-                f"{kv_cache_config.num_blocks} of {group.kv_cache_spec.block_size}: set --block-size {layout.block_size}"
+                f"the attention kernels see {layout.num_blocks} blocks of {layout.block_size} slots, the scheduler"
+                f" {kv_cache_config.num_blocks} of {group.kv_cache_spec.block_size}:"
+                f" set --block-size {layout.block_size}"
             )
         self._memory = HostMemory(
             self.rank,

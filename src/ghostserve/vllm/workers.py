@@ -1,7 +1,7 @@
 """How vLLM's worker processes are started: forked from a server that has done the imports.
 
-Importing vLLM takes longer than a whole recovery. Python's fork server does it once, in a clean process without threads,
-and every worker, standbys too, begins with the imports behind it.
+Importing vLLM takes longer than a whole recovery. Python's fork server does it once, in a clean process without
+threads, and every worker, standbys too, begins with the imports behind it.
 """
 
 import multiprocessing
