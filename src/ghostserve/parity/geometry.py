@@ -4,6 +4,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ghostserve.errors import ConfigError
 
 __all__ = ["CacheLayout", "Segment", "ShardMap", "StoreGeometry"]
@@ -60,6 +63,12 @@ class CacheLayout:
             Segment(i * num_blocks * block_bytes, block_bytes, row_bytes, row_bytes) for i in range(2 * num_layers)
         )
         return cls(num_blocks, block_size, segments)
+
+    @cached_property
+    def segment_table(self) -> NDArray[np.int64]:
+        """The segments as rows (offset, block_stride, slot_stride, nbytes), int64 (segments, 4)."""
+        rows = [(s.offset, s.block_stride, s.slot_stride, s.nbytes) for s in self.segments]
+        return np.array(rows, dtype=np.int64)
 
     @cached_property
     def slot_bytes(self) -> int:

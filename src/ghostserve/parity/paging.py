@@ -26,7 +26,7 @@ def gather(arena: Bytes, layout: CacheLayout, ranges: Sequence[SlotRange], out: 
     slots = _slot_index(arena, layout, ranges)
     shards = np.empty((len(slots), layout.slot_bytes), dtype=np.uint8) if out is None else out
     _check_shape(shards, len(slots), layout)
-    gather_loop(arena, _segment_table(layout), slots, shards)
+    gather_loop(arena, layout.segment_table, slots, shards)
     return shards
 
 
@@ -36,7 +36,7 @@ def scatter(arena: Bytes, layout: CacheLayout, ranges: Sequence[SlotRange], shar
 
     slots = _slot_index(arena, layout, ranges)
     _check_shape(shards, len(slots), layout)
-    scatter_loop(arena, _segment_table(layout), slots, shards)
+    scatter_loop(arena, layout.segment_table, slots, shards)
 
 
 def warm_up() -> None:
@@ -57,10 +57,6 @@ def _slot_index(arena: Bytes, layout: CacheLayout, ranges: Sequence[SlotRange]) 
             raise ValueError(f"{r} is outside a cache of {layout.num_blocks} blocks of {layout.block_size} slots")
     blocks = np.array([r.block for r in ranges], dtype=np.int64)
     return np.stack([np.repeat(blocks, [r.num_slots for r in ranges]), slot_numbers(ranges)], axis=1)
-
-
-def _segment_table(layout: CacheLayout) -> Index:
-    return np.array([(s.offset, s.block_stride, s.slot_stride, s.nbytes) for s in layout.segments], dtype=np.int64)
 
 
 def _check_shape(shards: Bytes, slots: int, layout: CacheLayout) -> None:

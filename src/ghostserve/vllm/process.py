@@ -4,6 +4,7 @@ Two threads and vLLM's own: the main one runs calls and joins and leaves groups,
 worker that waits in a collective still hears that its epoch is over.
 """
 
+import gc
 import logging
 import os
 import queue
@@ -232,6 +233,9 @@ def main(vllm_config: VllmConfig, channel: socket.socket, cpus: list[list[int]])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the executor's to handle
     link: Channel[msg.ToWorker] = Channel(channel, msg.ToWorker)
     code = 0
+    # vLLM collects garbage when it loads a model: what the imports have made need not be looked through again then.
+    gc.collect()
+    gc.freeze()
     try:
         Process(vllm_config, link, cpus).run()
     except ChannelClosedError:

@@ -25,7 +25,12 @@ __all__ = ["make_group"]
 
 # gloo's own connections stay on this machine; what torch logs in C++ about a lost peer is no news here.
 _ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "FATAL"}
-_PRELOAD = ["__main__", "ghostserve.vllm.process", "ghostserve.vllm.worker"]
+_PRELOAD = [
+    "__main__",
+    "ghostserve.vllm.process",
+    "ghostserve.vllm.worker",
+    "torch._inductor.compile_fx",  # vLLM compiles a few small functions on its first step, eager or not
+]
 
 
 class _Forked:
