@@ -233,6 +233,8 @@ def main(vllm_config: VllmConfig, channel: socket.socket, cpus: list[list[int]])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the executor's to handle
     link: Channel[msg.ToWorker] = Channel(channel, msg.ToWorker)
     code = 0
+    if current_platform.is_cpu():
+        _warm_compiler()
     # vLLM collects garbage when it loads a model: what the imports have made need not be looked through again then.
     gc.collect()
     gc.freeze()
@@ -251,3 +253,12 @@ def main(vllm_config: VllmConfig, channel: socket.socket, cpus: list[list[int]])
     sys.stdout.flush()
     # Skip interpreter teardown: destroying torch's threads there can hang. What has names is the executor's to remove.
     os._exit(code)
+
+
+def _warm_compiler() -> None:
+    """vLLM compiles a few small functions in its first step, eager or not.
+
+    The code comes from a cache on disk, but a process's first use of the compiler looks for the instruction set by
+    starting others: in a standby nobody waits for that.
+    """
+    torch.compile(torch.neg, dynamic=True)(torch.zeros(2))
