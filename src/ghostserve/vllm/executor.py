@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+from vllm.config import VllmConfig
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.executor.abstract import Executor, FailureCallback
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.outputs import ModelRunnerOutput
 
 import vllm
@@ -27,6 +29,7 @@ from ghostserve.vllm.scheduler import ProtectedOutput
 from ghostserve.vllm.status_file import StatusPublisher, status_path
 from ghostserve.vllm.steplog import LoggedStep
 from ghostserve.vllm.support import check, check_version
+from ghostserve.vllm.unprotected import publish_unprotected
 from vllm import envs
 
 __all__ = ["GhostServeExecutor"]
@@ -44,11 +47,19 @@ class GhostServeExecutor(Executor):
 
     supports_pp = False
 
-    def _init_executor(self) -> None:
+    def __new__(cls, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's own executor for what can't be protected, where the settings allow that."""
         check_version(vllm.__version__)
-        self._plugin = plugin_config(self.vllm_config)
-        for refusal in check(self.vllm_config, self._plugin):
+        refusals = check(vllm_config, plugin_config(vllm_config))
+        if not refusals:
+            return super().__new__(cls)
+        for refusal in refusals:
             log.warning("served without protection: %s: %s", refusal.feature, refusal.reason)
+        publish_unprotected(vllm_config, refusals)
+        return MultiprocExecutor(vllm_config, *args, **kwargs)
+
+    def _init_executor(self) -> None:
+        self._plugin = plugin_config(self.vllm_config)
         self._plugin.check_ranks(self._shard_map().num_shards)
         self._calls = Calls(self.parallel_config.world_size, self._answered)
         self._protection: Protection | None = None

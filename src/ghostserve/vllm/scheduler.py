@@ -9,10 +9,14 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from vllm.config import VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
+
+from ghostserve.vllm.support import unsupported
 
 __all__ = ["GhostServeScheduler", "ProtectedOutput"]
 
@@ -40,6 +44,13 @@ class ProtectedOutput(ModelRunnerOutput):
 
 class GhostServeScheduler(AsyncScheduler):
     """For synchronous scheduling as well: there its placeholders are filled before the next step is scheduled."""
+
+    def __new__(cls, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's own scheduler for what is served unprotected."""
+        if not unsupported(vllm_config):
+            return super().__new__(cls)
+        stock = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler
+        return stock(vllm_config, *args, **kwargs)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

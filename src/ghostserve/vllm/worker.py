@@ -18,6 +18,7 @@ from ghostserve.parity.ranges import SlotRange
 from ghostserve.vllm import messages as msg
 from ghostserve.vllm import runner_state
 from ghostserve.vllm.steplog import RequestState
+from ghostserve.vllm.support import unsupported
 from ghostserve.workers.failpoints import Failpoints
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class GhostServeWorker(PlatformWorker):
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """Allocate the KV cache as vLLM does, then move it to where peers can read it."""
         super().initialize_from_config(kv_cache_config)
+        if unsupported(self.vllm_config):
+            return  # served as stock vLLM does: the settings allow it, or the executor had refused
         self._imports.join()
         from ghostserve.vllm.caches import adopt
         from ghostserve.vllm.layout import CpuAttentionOp, probed_layout
