@@ -17,6 +17,7 @@ import traceback
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from vllm.config import VllmConfig
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 from vllm.platforms import current_platform
@@ -233,6 +234,8 @@ def main(vllm_config: VllmConfig, channel: socket.socket, cpus: list[list[int]])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the executor's to handle
     link: Channel[msg.ToWorker] = Channel(channel, msg.ToWorker)
     code = 0
+    # Its progress bars would make a lock that all processes share, and whose name a killed process leaves behind.
+    tqdm.set_lock(threading.RLock())
     if current_platform.is_cpu():
         _warm_compiler()
     # vLLM collects garbage when it loads a model: what the imports have made need not be looked through again then.

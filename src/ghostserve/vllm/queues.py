@@ -80,6 +80,7 @@ class EpochQueues:
         self.cancelled = True
         for queue in [self._calls, *self._answers.values()]:
             queue.shutdown()
+        remove_leftovers(self.handle, dead=False)
 
 
 def handle_of(queue: MessageQueue) -> QueueHandle:
@@ -117,14 +118,18 @@ def await_writer(queue: MessageQueue, until: float, alive: Callable[[], bool]) -
         raise QueueError(f"a queue's writer said {said!r}, not READY")
 
 
-def remove_leftovers(handle: QueueHandle) -> None:
-    """Remove the names that a queue's owner, if it was killed, could not: shared memory and sockets. Idempotent."""
-    with contextlib.suppress(FileNotFoundError):
-        memory = shared_memory.SharedMemory(name=handle.buffer_handle[3])
-        memory.close()
-        memory.unlink()
+def remove_leftovers(handle: QueueHandle, *, dead: bool) -> None:
+    """Remove a queue's names: its sockets', which stay also when it is closed, and the memory's if the owner is dead.
+
+    Nobody opens it any more. Idempotent.
+    """
     for address in (handle.local_subscribe_addr, handle.local_notify_addr):
         Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
+    if dead:
+        with contextlib.suppress(FileNotFoundError):
+            memory = shared_memory.SharedMemory(name=handle.buffer_handle[3])
+            memory.close()
+            memory.unlink()
 
 
 def _await(queue: MessageQueue, until: float, alive: Callable[[], bool]) -> bytes:

@@ -6,7 +6,7 @@ phase reads from top to bottom while the coordinator's loop goes on watching.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +136,7 @@ class Driver:
     def close(self) -> None:
         """Give the rendezvous' and the queues' resources back."""
         self._rendezvous = None
-        self._remove_leftovers(self._members)
+        self._remove_leftovers()
         if self._queues is not None:
             self._queues.cancel()
             self._queues = None
@@ -184,20 +184,21 @@ class Driver:
         self._rendezvous = None  # whoever still waits in the old one raises
         self._run = None
         self._calls.fence()
-        self._remove_leftovers([worker for worker in self._members if not self._group.running(worker)])
-        self._joined.clear()
+        self._remove_leftovers()
         queues, self._queues = self._queues, None
         if queues is not None:
             queues.cancel()
         if self.protection is not None:
             self.protection.fence(epoch)
 
-    def _remove_leftovers(self, workers: Iterable[int]) -> None:
-        """What these dead workers could not remove themselves."""
-        for joined in [self._joined.pop(worker) for worker in workers if worker in self._joined]:
-            remove_leftovers(joined.answers)
-            if joined.broadcaster is not None:
-                remove_leftovers(joined.broadcaster)
+    def _remove_leftovers(self) -> None:
+        """The epoch's queues are over: take away what their owners do not, or could not, take away themselves."""
+        for worker, joined in self._joined.items():
+            dead = not self._group.running(worker)
+            for queue in (joined.answers, joined.broadcaster):
+                if queue is not None:
+                    remove_leftovers(queue, dead=dead)
+        self._joined.clear()
 
     def _join(self, epoch: int, members: tuple[int, ...]) -> None:
         self._fence(epoch)
