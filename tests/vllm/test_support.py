@@ -8,7 +8,7 @@ import pytest
 
 from ghostserve.errors import ConfigError
 from ghostserve.vllm.config import PluginConfig
-from ghostserve.vllm.support import check, check_version, unsupported
+from ghostserve.vllm.support import SCHEDULER, WORKER, check, check_classes, check_version, unsupported
 
 PLAIN: dict[str, Any] = {
     "parallel_config.tensor_parallel_size": 2,
@@ -234,3 +234,17 @@ def test_v2_is_refused_with_the_way_out(make_config: MakeConfig, monkeypatch: py
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     (refusal,) = unsupported(config)
     assert "VLLM_USE_V2_MODEL_RUNNER=0" in refusal.reason
+
+
+def test_the_executor_alone_is_refused_with_the_flag_that_is_missing():
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(worker_cls="vllm.v1.worker.cpu_worker.CPUWorker"),
+        scheduler_config=SimpleNamespace(scheduler_cls=SCHEDULER),
+    )
+    with pytest.raises(ConfigError, match="--worker-cls ghostserve"):
+        check_classes(config)
+    config.parallel_config.worker_cls = WORKER
+    check_classes(config)
+    config.scheduler_config.scheduler_cls = None
+    with pytest.raises(ConfigError, match="--scheduler-cls is None"):
+        check_classes(config)

@@ -1,5 +1,6 @@
 """The executor's own thread: it watches the workers at all times, and leads their recoveries."""
 
+import dataclasses
 import logging
 import threading
 import time
@@ -23,6 +24,7 @@ from ghostserve.workers.group import Exited
 __all__ = ["Coordinator"]
 
 _TICK = 0.25
+_START_SECONDS = 3600.0  # the first weights may come over a slow network
 _MEBIBYTE = 1 << 20
 
 log = logging.getLogger("vllm.ghostserve")
@@ -49,7 +51,7 @@ class Coordinator(threading.Thread):
             MachineSettings(
                 world_size=world_size,
                 standbys=config.standbys,
-                phase_deadline=config.phase_deadline,
+                phase_deadline=_START_SECONDS,
                 max_attempts=config.max_recovery_attempts,
             )
         )
@@ -67,6 +69,7 @@ class Coordinator(threading.Thread):
         self._flush_due = 0.0
         self._suspect = ""
         self._answered = 0
+        self._began = time.monotonic()
         self._published = ("", 0, 0.0)
 
     # ---- other threads
@@ -107,9 +110,16 @@ class Coordinator(threading.Thread):
         for worker, message in self._group.poll(0.0 if busy else _TICK):
             self._hear(worker, message)
         self._watch()
-        if self.driver.machine.phase is Phase.SERVING:
-            self._started.set()
+        if self.driver.machine.phase is Phase.SERVING and not self._started.is_set():
+            self._note_start()
         self._report()
+
+    def _note_start(self) -> None:
+        """From now on phases have their deadline; a newcomer loads about as long as the first workers did."""
+        machine = self.driver.machine
+        limit = max(self._config.phase_deadline, 3 * (time.monotonic() - self._began))
+        machine.settings = dataclasses.replace(machine.settings, phase_deadline=limit)
+        self._started.set()
 
     def _hear(self, worker: int, message: msg.FromWorker | Exited) -> None:
         driver = self.driver
@@ -120,6 +130,8 @@ class Coordinator(threading.Thread):
             if message.epoch == driver.machine.epoch and driver.protection is not None:
                 with self._calls.lock:
                     driver.protection.flushed(message.task_ids)
+        elif isinstance(message, msg.WorkerFailed) and driver.protection is None:
+            driver.fail(GhostServeError(f"a worker could not start: {message.error}"))
         elif isinstance(message, msg.WorkerFailed) and message.peer and self._is_own_fault(message):
             driver.fail(GhostServeError(f"a step fails on live workers each time it is run: {message.error}"))
         else:

