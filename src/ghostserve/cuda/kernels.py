@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ghostserve.codes.base import Plan
 from ghostserve.codes.checksum import weights
 from ghostserve.cuda import primitives
-from ghostserve.cuda.lowering import is_zigzag, lanes, lower, simplest
+from ghostserve.cuda.lowering import lanes, lower, simplest
 from ghostserve.cuda.shards import ALIGNMENT, MAX_UNIT_BYTES, WORD, FlatShard, PagedShard, Units
 from ghostserve.cuda.writer import Addressing
 from ghostserve.errors import UnsupportedCodeError
@@ -37,7 +37,7 @@ class Tile:
 
     words: int = 512
     warps: int = 4
-    deepest: int = 8
+    deepest: int = 4
     registers: int | None = None
 
     def options(self, plan: Plan) -> dict[str, int]:
@@ -46,7 +46,7 @@ class Tile:
         if registers is None and len(plan.inputs) <= 10:
             # Left to itself the compiler takes more than it needs. Many inputs do need them: no limit there.
             if plan.rows > 1:
-                registers = 128 if is_zigzag(plan) else 96
+                registers = 128
             else:
                 registers = {1: 96, 2: 112}.get(len(plan.outputs), 128)
         return {"num_warps": self.warps, **({} if registers is None else {"maxnreg": registers})}

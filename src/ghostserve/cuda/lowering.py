@@ -22,7 +22,8 @@ LARGEST_PRIME = 17
 """With more symbols a slot, one a lane, a thread block's tile would be too large."""
 
 _LOADED = "tl.debug_barrier()"
-# What is loaded again must find the first load's bytes in the cache, not the first load still under way.
+# What is loaded again must find the first load's bytes in the cache, not the first load still under way. With three
+# loads of everything, as the zig-zag has them, waiting costs more than it brings.
 
 
 def simplest(plan: Plan) -> Plan:
@@ -135,7 +136,6 @@ def _zigzag(writer: KernelWriter, plan: Plan, array: RowDiagonal) -> None:
     for position in _known(plan):
         writer.load(position, "x", "row")
         writer.add("row_sum ^= x")
-    writer.add(_LOADED)
     for position in _known(plan):
         writer.load(position, "x", "before", hashed=False)
         writer.add("diagonal_sum ^= x")
