@@ -45,10 +45,7 @@ class Tile:
         registers = self.registers
         if registers is None and len(plan.inputs) <= 10:
             # Left to itself the compiler takes more than it needs. Many inputs do need them: no limit there.
-            if plan.rows > 1:
-                registers = 128
-            else:
-                registers = {1: 96, 2: 112}.get(len(plan.outputs), 128)
+            registers = 128 if plan.rows > 1 else {1: 96, 2: 112}.get(len(plan.outputs), 128)
         return {"num_warps": self.warps, **({} if registers is None else {"maxnreg": registers})}
 
 
