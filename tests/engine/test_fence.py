@@ -7,7 +7,7 @@ import pytest
 
 from ghostserve.engine.communicator import CommunicatorError
 from ghostserve.engine.fence import Fence
-from ghostserve.engine.nccl import Progress
+from ghostserve.workers.nccl import Progress
 
 GARBAGE, RESULT = "garbage", "result"
 

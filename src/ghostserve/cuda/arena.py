@@ -135,6 +135,15 @@ class _DeviceMemory:
 class DeviceArena(_DeviceMemory):
     """One rank's own KV cache: memory of its device that other processes can open by `handle`."""
 
+    _borrowed = False
+
+    @classmethod
+    def over(cls, runtime: Runtime, address: int, nbytes: int) -> "DeviceArena":
+        """Memory that somebody else took, and keeps for as long as this is open: `close` does not free it."""
+        arena = cls(runtime, address, nbytes)
+        arena._borrowed = True
+        return arena
+
     @classmethod
     def allocate(cls, runtime: Runtime, nbytes: int) -> "DeviceArena":
         """Take `nbytes` bytes, every one 0xFF (NaN in every float type). Raises `DeviceMemoryError`."""
@@ -161,7 +170,8 @@ class DeviceArena(_DeviceMemory):
 
     def _release(self, address: int) -> None:
         # Whoever has it open must have closed it (or be dead): CUDA leaves the rest undefined.
-        self._runtime.free(address)
+        if not self._borrowed:
+            self._runtime.free(address)
 
 
 class PeerArena(_DeviceMemory):

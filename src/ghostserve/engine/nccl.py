@@ -5,11 +5,8 @@ that hears of it, fences the epoch and then aborts the communicator; `settle`, o
 looks at the fence before anybody uses what was computed (see `fence`).
 """
 
-import threading
-from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -17,64 +14,11 @@ from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from ghostserve.engine.communicator import JOIN_TIMEOUT, Communicator
 from ghostserve.engine.fence import Fence
+from ghostserve.workers.nccl import Progress
 
-__all__ = ["DEFAULTS", "REQUIRED", "NcclCommunicator", "Progress"]
-
-REQUIRED = {
-    # A lost peer is the coordinator's business: torch's watchdogs must neither tear this process down nor abort.
-    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
-    "TORCH_NCCL_ENABLE_MONITORING": "0",
-    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
-    "TORCH_NCCL_PROPAGATE_ERROR": "0",
-    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
-    "TORCH_NCCL_BLOCKING_WAIT": "0",
-}
-"""The environment that a worker on CUDA must have."""
-
-DEFAULTS = {
-    # Sums inside the switch come in an order of its own; all ranks are on this host.
-    "NCCL_NVLS_ENABLE": "0",
-    "NCCL_SOCKET_IFNAME": "lo",
-}
-"""What it has unless the user's environment says otherwise."""
+__all__ = ["NcclCommunicator"]
 
 _TIMEOUT = timedelta(seconds=1800)
-
-
-class _Event(Protocol):
-    def query(self) -> bool: ...
-
-
-class Progress:
-    """Whether the device stands in a collective: each is launched between two events."""
-
-    def __init__(self) -> None:
-        self._pairs: deque[tuple[_Event, _Event]] = deque()
-        self._lock = threading.Lock()
-
-    def launched(self, before: _Event, after: _Event) -> None:
-        with self._lock:
-            self._pairs.append((before, after))
-            if len(self._pairs) > 64:
-                self._drop()
-
-    def clear(self) -> None:
-        with self._lock:
-            self._pairs.clear()
-
-    @property
-    def in_collective(self) -> bool:
-        """The oldest collective that has not ended has begun: the device waits for a peer (or moves the bytes)."""
-        with self._lock:
-            try:
-                self._drop()
-                return bool(self._pairs) and self._pairs[0][0].query()
-            except RuntimeError:
-                return False  # the device is broken: the main thread is about to find out, and to say what it is
-
-    def _drop(self) -> None:
-        while self._pairs and self._pairs[0][1].query():
-            self._pairs.popleft()
 
 
 class NcclCommunicator(Communicator):

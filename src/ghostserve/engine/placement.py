@@ -87,7 +87,7 @@ def _check_kernels(config: EngineConfig, spec: ModelSpec) -> None:
 
 
 def _environment(chosen: dict[str, str]) -> dict[str, str]:
-    from ghostserve.engine.nccl import DEFAULTS, REQUIRED
+    from ghostserve.workers.nccl import DEFAULTS, REQUIRED
 
     ours = {**DEFAULTS, **_CUDA_ENVIRONMENT}
     return {**{k: v for k, v in ours.items() if k not in os.environ}, **REQUIRED, **chosen}

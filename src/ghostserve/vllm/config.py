@@ -35,6 +35,8 @@ class PluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Seconds that a phase of a recovery may take before those who have not answered count as lost."""
     max_recovery_attempts: int = 8
     """Recoveries in a row without one finished step after which the engine ends."""
+    device_of_rank: tuple[int, ...] = ()
+    """For tests: the GPU of each rank, several on one; by default rank r has GPU r."""
     allow_unprotected: bool = False
     """Serve what can't be protected as stock vLLM does, instead of refusing it."""
     skip_rebuild: bool = False
@@ -62,6 +64,13 @@ class PluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             make_code(self.parity, num_ranks)
         except UnsupportedCodeError as error:
             raise UnsupportedCodeError(f"parity {self.parity!r} with {num_ranks} ranks: {error}") from None
+
+    def devices(self, world_size: int) -> tuple[int, ...]:
+        """The GPU of each rank. Raises `ConfigError` if `device_of_rank` is for another number of ranks."""
+        devices = self.device_of_rank or tuple(range(world_size))
+        if len(devices) != world_size or min(devices) < 0:
+            raise ConfigError(f"device_of_rank must name a GPU for each of {world_size} ranks, not {list(devices)}")
+        return devices
 
     def _at_least(self, low: int, *names: str) -> None:
         for name in names:
@@ -98,4 +107,6 @@ def _words(kind: object) -> str:
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     if isinstance(kind, type) and kind in names:
         return names[kind]
+    if kind == tuple[int, ...]:
+        return "a list of whole numbers"
     return "a path" if kind == str | None else "round_robin or striped"

@@ -23,6 +23,8 @@ _PROCESS = "vllm.v1.executor.multiproc_executor:WorkerProc"
 _QUEUE = "vllm.distributed.device_communicators.shm_broadcast:MessageQueue"
 _HANDLE = "vllm.distributed.device_communicators.shm_broadcast:Handle"
 _STATE = "vllm.distributed.parallel_state"
+_COORDINATOR = "vllm.distributed.parallel_state:GroupCoordinator"
+_PYNCCL = "vllm.distributed.device_communicators.pynccl:PyNcclCommunicator"
 _SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 
 CONTRACT = (
@@ -52,6 +54,9 @@ CONTRACT = (
     Use(_PROCESS, "_execute_worker_rpc", "runs a call"),
     Use(_PROCESS, "handle_output", "answers a call"),
     Use(_PROCESS, "worker_response_mq", "taken away when an epoch ends"),
+    Use(_PROCESS, "enqueue_output", "tells when outputs are through"),
+    Use(_PROCESS, "async_output_queue", "likewise"),
+    Use(_PROCESS, "use_async_scheduling", "whether there is such a queue"),
     Use(_QUEUE, "local_socket", "waited for with a limit"),
     Use(_QUEUE, "shutdown", "wakes a reader"),
     Use(_HANDLE, "buffer_handle", "names that a killed owner leaves behind"),
@@ -63,6 +68,18 @@ CONTRACT = (
     Use(_STATE, "destroy_model_parallel", "leaves the groups"),
     Use(_STATE, "destroy_distributed_environment", "likewise"),
     Use("vllm.v1.worker.gpu_worker", "init_worker_distributed_environment", "joins them"),
+    Use("vllm.v1.worker.gpu_worker:Worker", "local_rank", "which GPU a rank takes"),
+    Use("vllm.platforms.interface:Platform", "logical_device_id_to_visible_device_id", "likewise"),
+    Use("vllm.utils.torch_utils", "current_stream", "keeps to the stream that it finds"),
+    # On GPUs a group's collectives pass a gate, and its communicator is aborted.
+    Use(_COORDINATOR, "device_communicator", "stands behind the gate"),
+    Use(_COORDINATOR, "unique_name", "names it in messages"),
+    Use("vllm.distributed.device_communicators.cuda_communicator:CudaCommunicator", "pynccl_comm", "is aborted"),
+    Use(_PYNCCL, "comm", "likewise"),
+    Use(_PYNCCL, "nccl", "likewise"),
+    Use(_PYNCCL, "available", "false afterwards: nothing aborts it again"),
+    Use(_PYNCCL, "disabled", "likewise"),
+    Use("vllm.distributed.device_communicators.pynccl_wrapper:NCCLLibrary", "ncclCommAbort", "aborts it"),
     # Freed blocks rest until the steps before them are settled.
     Use(_SCHEDULER, "defer_block_free", "blocks rest"),
     Use(_SCHEDULER, "deferred_frees", "those that do"),

@@ -245,7 +245,7 @@ class Coordinator(threading.Thread):
             watermark=watermark,
             ranks=ranks,
             standbys=standbys,
-            data_path="host" if store is not None else "none",
+            data_path=protection.data_path if protection is not None else "none",
             parity=self._config.parity,
             parity_bytes=store.geometry.payload_bytes if store is not None else 0,
             unprotected_tokens=unprotected,

@@ -3,6 +3,7 @@
 Given to vLLM as `--distributed-executor-backend ghostserve.vllm.executor.GhostServeExecutor`.
 """
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -156,9 +157,11 @@ class GhostServeExecutor(Executor):
         """Drop all KV and do not run this step: for the rerun of a schedule in which that happened."""
         protection = self._protection
         assert protection is not None
+        random = None
         if _known_losses(scheduled) == protection.losses:
             protection.start_over()
-        self._calls.submit(lambda: self._refused(scheduled, protection)).result()
+            random = protection.losses
+        self._calls.submit(lambda: self._refused(scheduled, protection, random)).result()
 
     @classmethod
     def supports_async_scheduling(cls) -> bool:
@@ -181,12 +184,12 @@ class GhostServeExecutor(Executor):
             self._unsampled = entry
         return PendingCall("run_step", (scheduled, notes), {}, _FIRST, self._calls.future(), entry)
 
-    def _refused(self, scheduled: SchedulerOutput, protection: Protection) -> PendingCall:
+    def _refused(self, scheduled: SchedulerOutput, protection: Protection, random: int | None = None) -> PendingCall:
         """Workers only learn which requests there are."""
         self._unsampled = entry = protection.refuse(scheduled)
         self._note_lost([entry])
         requests = list(protection.log.base.requests.values())
-        return PendingCall("restore", (requests, [], None), {}, _FIRST, self._calls.future(), entry)
+        return PendingCall("restore", (requests, [], random), {}, _FIRST, self._calls.future(), entry)
 
     def _sampling(self, entry: LoggedStep, grammar: GrammarOutput | None) -> PendingCall | Answers:
         """Under the calls' lock."""
@@ -194,6 +197,8 @@ class GhostServeExecutor(Executor):
             answer = self._calls.future()
             answer.set_result(self._lost())
             return answer
+        if grammar is not None:  # vLLM fills the same mask anew for each step, and a replay needs this one
+            grammar = dataclasses.replace(grammar, grammar_bitmask=grammar.grammar_bitmask.copy())
         entry.grammar, entry.sampled = grammar, True
         return PendingCall("sample_tokens", (grammar,), {}, _FIRST, self._calls.future(), entry)
 

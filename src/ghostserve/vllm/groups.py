@@ -6,6 +6,7 @@ what it finds, and a rendezvous that hangs can be cancelled by dropping the stor
 
 import socket
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
@@ -17,7 +18,7 @@ from ghostserve.vllm.messages import QueueHandle
 from ghostserve.vllm.queues import handle_of
 from ghostserve.workers.rendezvous import HOST, JOIN_TIMEOUT
 
-__all__ = ["broadcaster", "init_method", "join", "leave", "meet"]
+__all__ = ["broadcaster", "coordinators", "init_method", "join", "leave", "meet"]
 
 _CONNECT_TIMEOUT = timedelta(seconds=5)
 _COLLECTIVE_TIMEOUT = timedelta(seconds=1800)  # hangs are the executor's business: it has the step deadline
@@ -68,3 +69,9 @@ def broadcaster() -> QueueHandle | None:
     """The queue that the TP group's first rank has made to broadcast objects: should that rank die, it leaves names."""
     queue = parallel_state.get_tp_group().mq_broadcaster
     return handle_of(queue) if queue is not None else None
+
+
+def coordinators() -> list[Any]:
+    """vLLM's groups that this process is in."""
+    found = [reference() for reference in parallel_state._groups.values()]
+    return [group for group in found if group is not None]

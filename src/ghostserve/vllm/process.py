@@ -4,6 +4,8 @@ Two threads and vLLM's own: the main one runs calls and joins and leaves groups,
 worker that waits in a collective still hears that its epoch is over.
 """
 
+import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -14,48 +16,33 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 from vllm.config import VllmConfig
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 from vllm.platforms import current_platform
-from vllm.v1.executor.multiproc_executor import WorkerProc
 
-from ghostserve.errors import GhostServeError
+from ghostserve.errors import CudaError, GhostServeError, PeerAccessError
 from ghostserve.vllm import groups
 from ghostserve.vllm import messages as msg
+from ghostserve.vllm.gate import ReleasedError
 from ghostserve.vllm.queues import QueueError, await_readers, await_writer, handle_of, open_reader
+from ghostserve.vllm.rank import Rank
 from ghostserve.workers.channel import Channel, ChannelClosedError
 from ghostserve.workers.failpoints import Failpoints
+
+if TYPE_CHECKING:
+    from ghostserve.vllm.nccl import NcclLinks
 
 __all__ = ["main"]
 
 _MEET_SECONDS = 15.0
+_WAITING_IN = ("torch.distributed.distributed_c10d", "vllm.distributed.device_communicators.pynccl")
 log = logging.getLogger("vllm.ghostserve.worker")
 STEP_CALLS = frozenset({"run_step", "sample_tokens", "restore", "attach", "rebuild", "prepare"})
 """What fails in one of these breaks the group: the executor recovers, and runs the step again."""
-
-
-class _Rank(WorkerProc):
-    """vLLM's worker process, without its start, its end and its loop."""
-
-    def __init__(self, vllm_config: VllmConfig, rank: int, join: msg.Join) -> None:
-        self._join = join
-        super().__init__(
-            vllm_config=vllm_config,
-            local_rank=rank,
-            rank=rank,
-            distributed_init_method=groups.init_method(join.epoch, rank),
-            input_shm_handle=None,
-            shared_worker_lock=None,
-            is_driver_worker=rank == 0,
-        )
-
-    def _init_message_queues(self, input_shm_handle: Any, vllm_config: VllmConfig) -> None:
-        self.peer_response_handles: list[Any] = []
-        self.rpc_broadcast_mq = self.worker_response_mq = None
 
 
 class Process:
@@ -67,11 +54,15 @@ class Process:
         self._failpoints = Failpoints.from_environment()
         self._number = -1
         self._epoch = 0
-        self._rank: _Rank | None = None
+        self._rank: Rank | None = None
         self._calls: Any = None
         """The queue that calls come from; None between two epochs."""
         self._idle = False
         self._main = threading.get_ident()
+        self._links: NcclLinks | None = None
+        """Where collectives have to be cut off; those of the CPU's raise by themselves."""
+        if not current_platform.is_cpu():
+            self._links = _make_links()
 
     def run(self) -> None:
         """Serve until told to stop, or until the executor is gone."""
@@ -90,7 +81,7 @@ class Process:
                     self._leave(epoch)
                 case msg.Shutdown():
                     if self._rank is not None:
-                        groups.leave()
+                        self._abandon()
                     return
                 case call:
                     self._run(call)
@@ -122,9 +113,8 @@ class Process:
                 if isinstance(message, msg.Ping):
                     self._channel.send(msg.Pong(message.token, self._waits()))
                     continue
-                if isinstance(message, msg.Release) and self._rank is not None:
-                    # Here and now: nothing of this epoch is answered any more.
-                    self._rank.worker_response_mq = None
+                if isinstance(message, msg.Release):
+                    self._fence(message.epoch)
                 self._inbox.put(message)
                 calls = self._calls
                 if calls is not None:
@@ -136,13 +126,20 @@ class Process:
             traceback.print_exc()
             os._exit(1)
 
+    def _fence(self, epoch: int) -> None:
+        """Here and now: nothing of the epoch is answered any more, and what hangs in a collective is let go."""
+        if self._rank is not None:
+            self._rank.worker_response_mq = None
+        if self._links is not None:
+            self._links.cut(epoch)
+
     def _waits(self) -> bool:
         """In a collective, or for the next message: it is not this rank that others wait for."""
-        if self._idle:
+        if self._idle or (self._links is not None and self._links.waiting):
             return True
         frame = sys._current_frames().get(self._main)
         while frame is not None:
-            if frame.f_globals.get("__name__") == "torch.distributed.distributed_c10d":
+            if frame.f_globals.get("__name__") in _WAITING_IN:
                 return True
             frame = frame.f_back
         return False
@@ -156,16 +153,18 @@ class Process:
             backend = current_platform.dist_backend
             groups.meet(join.epoch, join.store_port, self._number, self._config.parallel_config.world_size, backend)
             if self._rank is None:
-                self._rank = _Rank(self._config, self._number, join)
+                self._rank = Rank(self._config, self._number, join)
                 self._rank.worker.worker.tell = self._channel.send
             else:
-                groups.join(self._config, join.epoch, self._number, self._number, backend)
+                groups.join(self._config, join.epoch, self._number, self._rank.worker.worker.local_rank, backend)
             self._rank.worker.worker.epoch = join.epoch
+            if self._links is not None:
+                self._links.open(join.epoch, groups.coordinators(), self._rank.worker.worker.device)
             self._meet_queues(join)
-        except (RuntimeError, OSError, QueueError) as error:
+        except (RuntimeError, OSError, QueueError, ReleasedError) as error:
             if isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError):
                 raise
-            self._peer_failed(error)
+            self._peer_failed(error, joining=True)
 
     def _meet_queues(self, join: msg.Join) -> None:
         assert self._rank is not None
@@ -182,12 +181,21 @@ class Process:
         """Leave the group and let the shadow come to rest: after this nothing here reads or writes shared memory."""
         self._epoch = epoch
         self._calls = None
+        if self._links is not None:
+            self._links.settle()
         groups.leave()
         if self._rank is not None:
             self._rank.worker_response_mq = None
+            self._rank.drain()
             self._rank.worker.worker.let_go()
         self._failpoints.hit("release.end", self._number)
         self._channel.send(msg.Released(epoch))
+
+    def _abandon(self) -> None:
+        """Leave the group as it is. That closes our connections, which frees peers stuck in the same collective."""
+        if self._links is not None:
+            self._links.cut(self._epoch + 1)
+        groups.leave()
 
     # ---- calls
 
@@ -199,8 +207,10 @@ class Process:
             return
         try:
             output = self._prepare(*args) if method == "prepare" else self._method(method)(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - a peer's death shows as many types; the executor sorts them out
-            self._peer_failed(error)
+        except Exception as error:
+            if _is_own(error):
+                raise
+            self._peer_failed(error)  # a peer's death shows as many types; the executor sorts them out
             return
         if answers is None or answers == self._number:
             self._rank.handle_output(output)
@@ -213,25 +223,41 @@ class Process:
         """Newcomers do what the others did when they started; then all say what their caches are."""
         assert self._rank is not None
         if self._number in newcomers:
-            for method, args in calls:
-                getattr(self._rank.worker, method)(*args)
+            with self._links.alone() if self._links is not None else contextlib.nullcontext():
+                for method, args in calls:
+                    getattr(self._rank.worker, method)(*args)
         return self._rank.worker.cache_facts()
 
-    def _peer_failed(self, error: Exception) -> None:
+    def _peer_failed(self, error: Exception, *, joining: bool = False) -> None:
         """The group is broken, whoever's fault it is: nothing of this epoch is run or answered here any more."""
         self._calls = None
         if self._rank is not None:
             self._rank.worker_response_mq = None
         log.info("rank %d leaves epoch %d", self._number, self._epoch, exc_info=error)
-        # Leaving closes our connections, which frees peers that are stuck in the same collective.
-        groups.leave()
+        # What is aborted lets garbage through to the flushes that wait for it: not before the store is fenced, which it
+        # is when the release comes. In a join there are none.
+        if self._links is None or joining:
+            self._abandon()
         text = f"{type(error).__name__}: {error}"
         self._channel.send(msg.WorkerFailed(self._epoch, True, text.splitlines()[0]))
+
+
+def _make_links() -> "NcclLinks":
+    from ghostserve.vllm.nccl import NcclLinks
+
+    return NcclLinks()
+
+
+def _is_own(error: Exception) -> bool:
+    """This worker's GPU is broken, and with it the worker; nothing that a peer does looks like that."""
+    refused = isinstance(error, CudaError) and not isinstance(error, PeerAccessError)
+    return refused or isinstance(error, torch.AcceleratorError)
 
 
 def main(vllm_config: VllmConfig, channel: socket.socket, cpus: list[list[int]]) -> None:
     """The process's entry point; does not return. `cpus`: those that each rank's threads are bound to, if they are."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the executor's to handle
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # `kill -USR1` shows where a worker hangs
     link: Channel[msg.ToWorker] = Channel(channel, msg.ToWorker)
     code = 0
     # Its progress bars would make a lock that all processes share, and whose name a killed process leaves behind.

@@ -68,6 +68,11 @@ class Protection:
         parity = self._config.parity if self.store is not None else "none"
         return StoreHandle(memory, parity, shards, cache.num_blocks, cache.block_size, cache.slot_bytes)
 
+    @property
+    def data_path(self) -> str:
+        """How parity gets to the store, as the status calls it."""
+        return self._cache.data_path if self.store is not None else "none"
+
     # ---- serving
 
     def begin(self, scheduled: "SchedulerOutput") -> tuple[LoggedStep, StepNotes]:

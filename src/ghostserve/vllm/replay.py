@@ -51,8 +51,8 @@ class Replay:
                 self._give_up()
             base = log_.base
             requests, batch, entries = list(base.requests.values()), list(base.batch), list(log_.entries)
-        random = None
-        if self._survivor is not None:
+        random: Any = self._protection.losses
+        if self._survivor is not None and not self._start_over:
             random = yield Ask("random_state", (base.step + 1,), self._survivor)
         yield Ask("restore", (requests, batch, random))
         for entry in entries:

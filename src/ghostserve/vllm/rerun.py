@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ghostserve.vllm.config import plugin_config
 from ghostserve.vllm.executor import GhostServeExecutor
 from ghostserve.vllm.record import Setup, Step, read, read_setup
 
@@ -53,7 +54,7 @@ def rerun(path: Path) -> Report:
 @contextmanager
 def _executor(setup: Setup) -> Iterator[GhostServeExecutor]:
     config = setup.config
-    settings = {"parity": "none", "standbys": 0}
+    settings = {"parity": "none", "standbys": 0, "device_of_rank": [*plugin_config(config).device_of_rank]}
     config.additional_config = {**config.additional_config, "ghostserve": settings}
     executor = GhostServeExecutor(config)
     try:

@@ -6,7 +6,6 @@ and from the random states, so every rank, newcomer or survivor, is brought to t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from vllm.sampling_params import SamplingType
@@ -16,7 +15,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from ghostserve.vllm.steplog import RequestState
 
-__all__ = ["RandomState", "RandomStates", "restore"]
+__all__ = ["RandomState", "RandomStates", "fresh", "now", "restore"]
 
 
 @dataclass(frozen=True)
@@ -37,19 +36,21 @@ class RandomStates:
     def note(self, step: int, settled: int) -> None:
         """`step` is about to run; none up to `settled` will be run again."""
         self._before = {number: state for number, state in self._before.items() if settled < number < step}
-        self._before[step] = self._now()
+        self._before[step] = now(self._runner)
 
     def before(self, step: int) -> RandomState:
         """As they were when `step` began; as they are, if this rank has not begun it."""
-        return self._before.get(step) or self._now()
+        return self._before.get(step) or now(self._runner)
 
-    def _now(self) -> RandomState:
-        seeded = {
-            name: request.generator.get_state()
-            for name, request in self._runner.requests.items()
-            if request.generator is not None
-        }
-        return RandomState(_get_state(self._runner.device), seeded)
+
+def now(runner: GPUModelRunner) -> RandomState:
+    """The random states as they are."""
+    seeded = {
+        name: request.generator.get_state()
+        for name, request in runner.requests.items()
+        if request.generator is not None
+    }
+    return RandomState(_get_state(runner.device), seeded)
 
 
 def restore(
@@ -113,8 +114,8 @@ def _set_state(device: torch.device, state: torch.Tensor) -> None:
         torch.cuda.set_rng_state(state, device)
 
 
-def fresh(device: torch.device, seed: int) -> Any:
-    """A random state that no rank has had: where nobody is left who could be asked."""
+def fresh(device: torch.device, seed: int) -> RandomState:
+    """A new random state: after a loss of everything, where it must not matter who is left."""
     generator = torch.Generator(device=device)
     generator.manual_seed(seed)
     return RandomState(generator.get_state(), {})

@@ -1,33 +1,18 @@
-"""Which vLLM this is for, and which of its features can't be protected yet. Pure functions of vLLM's own config."""
+"""Which vLLM this is for, and which of its features can't be protected yet. Functions of vLLM's own config."""
 
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ghostserve.errors import ConfigError
 from ghostserve.vllm.config import PluginConfig
+from ghostserve.vllm.gpu_support import GPU_RULES
+from ghostserve.vllm.refusal import Refusal, Rule
 
 __all__ = ["SUPPORTED", "Refusal", "check", "check_classes", "check_version", "unsupported"]
 
 SUPPORTED = "0.32"
 WORKER = "ghostserve.vllm.worker.GhostServeWorker"
 SCHEDULER = "ghostserve.vllm.scheduler.GhostServeScheduler"
-
-
-class Refusal(NamedTuple):
-    """A feature in use that a recovery could not bring back, and why.
-
-    `can_serve_unprotected`: with `allow_unprotected` it is served as stock vLLM does, and ends when a worker dies.
-    """
-
-    feature: str
-    reason: str
-    can_serve_unprotected: bool = True
-
-
-class _Rule(NamedTuple):
-    refusal: Refusal
-    applies: Callable[[Any], bool]
 
 
 def check_version(version: str) -> None:
@@ -52,7 +37,7 @@ def check_classes(vllm_config: Any) -> None:
 
 def unsupported(vllm_config: Any) -> list[Refusal]:
     """Everything in a `VllmConfig` that can't be protected."""
-    return [rule.refusal for rule in _RULES if rule.applies(vllm_config)]
+    return [rule.refusal for rule in (*_RULES, *GPU_RULES) if rule.applies(vllm_config)]
 
 
 def check(vllm_config: Any, config: PluginConfig) -> list[Refusal]:
@@ -91,23 +76,23 @@ def _multimodal(c: Any) -> bool:
 
 
 _RULES = (
-    _Rule(
+    Rule(
         Refusal("tensor_parallel_size 1", "parity is kept over two or more tensor-parallel ranks"),
         lambda c: c.parallel_config.tensor_parallel_size < 2,
     ),
-    _Rule(
+    Rule(
         Refusal("pipeline parallelism", "only ranks of one tensor-parallel group hold shards of the same tokens"),
         lambda c: c.parallel_config.pipeline_parallel_size > 1,
     ),
-    _Rule(
+    Rule(
         Refusal("data parallelism", "the engines step together, and a recovery stops only one of them"),
         lambda c: c.parallel_config.data_parallel_size > 1,
     ),
-    _Rule(
+    Rule(
         Refusal("expert parallelism", "its groups and expert placement are not rebuilt after a loss"),
         lambda c: c.parallel_config.enable_expert_parallel or c.parallel_config.enable_eplb,
     ),
-    _Rule(
+    Rule(
         Refusal(
             "elastic expert parallelism",
             "it exchanges workers and groups itself, which would cross a recovery",
@@ -115,7 +100,7 @@ _RULES = (
         ),
         lambda c: c.parallel_config.enable_elastic_ep,
     ),
-    _Rule(
+    Rule(
         Refusal(
             "--enable-fault-tolerance",
             "vLLM's own is for data and expert parallelism, aborts the requests in flight, and would recover the same"
@@ -124,65 +109,65 @@ _RULES = (
         ),
         lambda c: c.parallel_config.enable_fault_tolerance,
     ),
-    _Rule(
+    Rule(
         Refusal("context parallelism", "its ranks hold different tokens, so their shards are no stripe of a code"),
         lambda c: (
             c.parallel_config.prefill_context_parallel_size > 1 or c.parallel_config.decode_context_parallel_size > 1
         ),
     ),
-    _Rule(
+    Rule(
         Refusal("several nodes", "parity is kept in the memory of one host"),
         lambda c: c.parallel_config.nnodes > 1,
     ),
-    _Rule(
+    Rule(
         Refusal("dual batch overlap", "a step is cut in two, and half a step can't be replayed"),
         lambda c: c.parallel_config.use_ubatching,
     ),
-    _Rule(
+    Rule(
         Refusal("model runner V2", "the V1 runner's state is what is brought back: set VLLM_USE_V2_MODEL_RUNNER=0"),
         lambda c: c.use_v2_model_runner,
     ),
-    _Rule(
+    Rule(
         Refusal("speculative decoding", "the drafter's state and cache are not brought back"),
         lambda c: c.speculative_config is not None,
     ),
-    _Rule(
+    Rule(
         Refusal("diffusion decoding", "a canvas of tokens is drawn again until it stands, which can't be rolled back"),
         lambda c: c.diffusion_config is not None,
     ),
-    _Rule(
+    Rule(
         Refusal("LoRA", "the adapters that are loaded at run time are not loaded into a newcomer"),
         lambda c: c.lora_config is not None,
     ),
-    _Rule(
+    Rule(
         Refusal("weight transfer", "a newcomer reads its weights from the checkpoint, not those sent since"),
         lambda c: c.weight_transfer_config is not None,
     ),
-    _Rule(
+    Rule(
         Refusal("sleep mode", "weights and KV cache may be unmapped when a rank is lost"),
         lambda c: c.model_config.enable_sleep_mode,
     ),
-    _Rule(
+    Rule(
         Refusal("multimodal input", "the encoder cache is not covered; text alone is: --language-model-only"),
         _multimodal,
     ),
-    _Rule(
+    Rule(
         Refusal("prompt embeddings", "a prompt without tokens can't be sent again to a newcomer"),
         lambda c: c.model_config.enable_prompt_embeds,
     ),
-    _Rule(
+    Rule(
         Refusal("pooling models", "they keep no KV over steps: a lost request is simply sent again"),
         lambda c: c.model_config.runner_type == "pooling",
     ),
-    _Rule(
+    Rule(
         Refusal("encoder-decoder models", "the cross-attention cache is not covered"),
         lambda c: c.model_config.is_encoder_decoder,
     ),
-    _Rule(
+    Rule(
         Refusal("Mamba, hybrid or attention-free models", "a recurrent state is overwritten, so no step can be undone"),
         lambda c: c.model_config.has_inner_state or c.model_config.is_hybrid or c.model_config.is_attention_free,
     ),
-    _Rule(
+    Rule(
         Refusal(
             "sliding-window or chunked attention",
             "blocks that left the window are freed, and a roll-back may need them: use --disable-sliding-window, or, if"
@@ -190,26 +175,26 @@ _RULES = (
         ),
         _windowed,
     ),
-    _Rule(
+    Rule(
         Refusal("multi-head latent attention", "every rank holds the same cache: there are no shards to code over"),
         lambda c: c.model_config.use_mla,
     ),
-    _Rule(
+    Rule(
         Refusal("KV sharing between layers", "layers without a cache of their own are not laid out for parity"),
         lambda c: (
             c.cache_config.kv_sharing_fast_prefill
             or bool(getattr(c.model_config.hf_text_config, "num_kv_shared_layers", 0))
         ),
     ),
-    _Rule(
+    Rule(
         Refusal("a quantized KV cache", "its scales are not covered: use --kv-cache-dtype auto"),
         lambda c: c.cache_config.cache_dtype not in ("auto", "float16", "bfloat16"),
     ),
-    _Rule(
+    Rule(
         Refusal("a KV connector", "it moves blocks in and out of the cache behind parity's back"),
         lambda c: c.kv_transfer_config is not None,
     ),
-    _Rule(
+    Rule(
         Refusal("an encoder-cache connector", "the encoder cache is not covered"),
         lambda c: c.ec_transfer_config is not None,
     ),

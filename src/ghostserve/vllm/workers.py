@@ -18,6 +18,7 @@ from vllm.platforms import current_platform
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 
 from ghostserve.vllm import messages as msg
+from ghostserve.vllm.config import plugin_config
 from ghostserve.vllm.process import main
 from ghostserve.workers.group import WorkerGroup
 
@@ -55,8 +56,13 @@ def make_group(vllm_config: VllmConfig) -> WorkerGroup[msg.FromWorker]:
     cpus: list[list[int]] = []
     if current_platform.is_cpu():
         cpus = list(OMPProcessManager(vllm_config).cpu_lists)
-    threads = {"OMP_NUM_THREADS": str(len(cpus[0]))} if cpus else {}
-    launch = partial(_launch, context, vllm_config, cpus, {**_ENVIRONMENT, **threads})
+    environment = {**_ENVIRONMENT, **({"OMP_NUM_THREADS": str(len(cpus[0]))} if cpus else {})}
+    if current_platform.is_cuda():
+        from ghostserve.vllm import devices
+
+        devices.switch_off_shortcuts(vllm_config)
+        environment |= devices.environment(plugin_config(vllm_config), vllm_config.parallel_config.world_size)
+    launch = partial(_launch, context, vllm_config, cpus, environment)
     return WorkerGroup(launch, msg.FromWorker, msg.Shutdown())
 
 
