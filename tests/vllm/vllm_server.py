@@ -33,6 +33,8 @@ MODEL = "tiny"
 """The name that clients ask for."""
 START_SECONDS = 180.0
 PATIENCE = 60.0
+FRONT_END_SOCKETS = 3
+"""vLLM leaves those between its API server and its engine behind, with or without the plug-in."""
 STOP_SECONDS = 20
 VLLM_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -246,10 +248,14 @@ class VllmServer:
         return new - {name for pid in others for name in _mapped(pid)}
 
     def _leftovers(self) -> list[str]:
+        temporary = [file for file in sorted(self._temporary.rglob("*")) if not _is_cache(file)]
+        sockets = [file for file in temporary if file.is_socket()]
+        if len(sockets) == FRONT_END_SOCKETS:
+            temporary = [file for file in temporary if file not in sockets]
         return [
             *(f"process {process.pid} {_title(process)}" for process in self._processes()),
             *(f"shared memory {name}" for name in sorted(self._memory())),
-            *(str(file) for file in sorted(self._temporary.rglob("*")) if not _is_cache(file)),
+            *map(str, temporary),
             *(str(file) for file in sorted(self._runtime.rglob("*")) if not file.is_dir()),
         ]
 
