@@ -1,25 +1,24 @@
 """`ghostserve bench`: every figure of docs/benchmarks.md, each a ratio from one run that first checks correctness."""
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ghostserve import __version__
+from ghostserve.cli.machine import machine
 from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError
 
-__all__ = ["BENCHMARKS", "GPU_ONLY", "BenchSettings", "run_bench"]
+__all__ = ["BENCHMARKS", "GPU_ONLY", "NOT_IN_ALL", "BenchSettings", "run_bench"]
 
 BENCHMARKS = ("codes", "overhead", "pause")
+NOT_IN_ALL = ("vllm",)
 GPU_ONLY = ("kernels", "checkpoint", "rebuild")
 _EVERYTHING, _EVERYTHING_GPU = "all", "gpu-all"
 _DEVICES = ("cpu", "cuda")
@@ -51,7 +50,7 @@ def run_bench(which: str, settings: BenchSettings) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_LOG_WIDTH)
-    results: dict[str, Any] = {"machine": _machine()}
+    results: dict[str, Any] = {"machine": machine()}
     failed = False
     if on_gpu:
         failed = _gpu(console, on_gpu, settings, results)
@@ -73,9 +72,13 @@ def _chosen(which: str, settings: BenchSettings) -> tuple[tuple[str, ...], tuple
         return (), (which,)
     if which == _EVERYTHING:
         return BENCHMARKS, ()
-    if which in BENCHMARKS:
+    if which == "vllm":
+        from ghostserve.bench.vllm.suite import require_vllm
+
+        require_vllm()
+    if which in BENCHMARKS or which in NOT_IN_ALL:
         return (which,), ()
-    names = (_EVERYTHING, *BENCHMARKS, _EVERYTHING_GPU, *GPU_ONLY)
+    names = (_EVERYTHING, *BENCHMARKS, _EVERYTHING_GPU, *GPU_ONLY, *NOT_IN_ALL)
     raise ConfigError(f"benchmark {which!r} is unknown; allowed: {', '.join(names)}")
 
 
@@ -104,14 +107,7 @@ def _gpu(console: Console, names: tuple[str, ...], settings: BenchSettings, resu
     results["machine"] |= describe(device)
     console.print(" ".join(f"{name} {value}" for name, value in results["machine"].items()), style="dim")
     failed = False
-    began = time.monotonic()
-    with console.status("starting") as status:
-
-        def say(text: str) -> None:
-            status.update(text)
-            if not console.is_terminal:  # a run that is cut off tells how far it got
-                console.print(f"{time.monotonic() - began:6.1f} s {text}", style="dim", markup=False, highlight=False)
-
+    with _progress(console, "gpu") as say:
         for outcome in run_suite(names, quick=settings.quick, device=device, say=say):
             for table in tables(outcome):
                 console.print(table)
@@ -192,7 +188,29 @@ def _pause(console: Console, settings: BenchSettings) -> list[dict[str, Any]]:
     return [{"way": f.way, "seconds": f.seconds, "phases": dict(f.phases)} for f in figures]
 
 
-_RUN: dict[str, Callable[[Console, BenchSettings], Any]] = {"codes": _codes, "overhead": _overhead, "pause": _pause}
+def _vllm(console: Console, settings: BenchSettings) -> dict[str, Any]:
+    from ghostserve.bench.vllm.suite import bench_vllm
+    from ghostserve.engine.files import resolve_checkpoint
+
+    model, tp = str(resolve_checkpoint(_model(settings))), settings.tensor_parallel_size
+    with _progress(console, "vllm") as say:
+        return bench_vllm(
+            model,
+            tp,
+            settings.parity,
+            rounds=settings.rounds,
+            quick=settings.quick,
+            progress=say,
+            show=console.print,
+        )
+
+
+_RUN: dict[str, Callable[[Console, BenchSettings], Any]] = {
+    "codes": _codes,
+    "overhead": _overhead,
+    "pause": _pause,
+    "vllm": _vllm,
+}
 
 
 def _model(settings: BenchSettings) -> str:
@@ -203,29 +221,13 @@ def _model(settings: BenchSettings) -> str:
 
 @contextmanager
 def _progress(console: Console, name: str) -> Iterator[Any]:
+    began = time.monotonic()
     with console.status(name) as status:
-        yield lambda text: status.update(f"{name}: {text}")
 
+        def say(text: str) -> None:
+            status.update(f"{name}: {text}")
+            if not console.is_terminal:  # a run that is cut off tells how far it got
+                seconds = time.monotonic() - began
+                console.print(f"{seconds:6.1f} s {name}: {text}", style="dim", markup=False, highlight=False)
 
-def _machine() -> dict[str, Any]:
-    import os
-
-    found: dict[str, Any] = {
-        "cores": str(len(os.sched_getaffinity(0))),
-        "cpu": _cpu(),
-        "python": platform.python_version(),
-        "ghostserve": __version__,
-    }
-    for name in ("torch", "transformers", "numba", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"  # on the path, but not installed: it runs all the same
-    return found
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+        yield say

@@ -216,7 +216,8 @@ def bench(
     Parameters
     ----------
     which
-        codes, overhead, pause, or all of these; on a GPU kernels, checkpoint, rebuild, or gpu-all: these and overhead.
+        codes, overhead, pause, or all of these; on a GPU kernels, checkpoint, rebuild, or gpu-all: these and overhead;
+        where vLLM is installed vllm: throughput and pause of its plug-in.
     model
         A transformers checkpoint folder, or a .gguf file; the bundled SmolLM2-135M-Instruct by default.
     tensor_parallel_size
@@ -224,12 +225,12 @@ def bench(
     parity
         The code that protects the KV cache.
     rounds
-        Pairs of runs that the overhead is the median of.
+        Pairs of runs that the overhead is the median of; for vllm also kills of each way.
     device
         Where overhead is measured: cpu (a real engine), or cuda (one rank of a Llama with random weights); and where
         pause runs its engines.
     quick
-        GPU benchmarks at small sizes: whether they run, not how fast things are. pause: only with a standby.
+        GPU benchmarks at small sizes: whether they run, not how fast things are. pause and vllm: only with a standby.
     shape
         pause runs a model of this shape with random weights: tiny, llama-3.2-1b, llama-3-8b.
     output
