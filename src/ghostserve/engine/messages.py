@@ -7,6 +7,17 @@ import msgspec
 
 from ghostserve.checkpoint.tasks import FlushTask
 from ghostserve.parity.ranges import SlotRange
+from ghostserve.workers.messages import (
+    Hello,
+    Load,
+    Ping,
+    Pong,
+    Release,
+    Released,
+    Shutdown,
+    TasksDone,
+    WorkerFailed,
+)
 
 __all__ = [
     "Attach",
@@ -75,10 +86,6 @@ class Sampled(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: tuple[tuple[int, float], ...]
 
 
-class Load(msgspec.Struct, frozen=True, tag=True):
-    rank: int
-
-
 class Join(msgspec.Struct, frozen=True, tag=True):
     epoch: int
     store_port: int
@@ -96,10 +103,6 @@ class RunStep(msgspec.Struct, frozen=True, tag=True):
     plan: StepPlan
 
 
-class Release(msgspec.Struct, frozen=True, tag=True):
-    epoch: int
-
-
 class Rebuild(msgspec.Struct, frozen=True, tag=True):
     epoch: int
     lost_ranks: tuple[int, ...]
@@ -112,21 +115,7 @@ class Poison(msgspec.Struct, frozen=True, tag=True):
     blocks: tuple[int, ...]
 
 
-class Ping(msgspec.Struct, frozen=True, tag=True):
-    token: int
-
-
-class Shutdown(msgspec.Struct, frozen=True, tag=True):
-    pass
-
-
 ToWorker = Load | Join | Attach | RunStep | Release | Rebuild | Poison | Ping | Shutdown
-
-
-class Hello(msgspec.Struct, frozen=True, tag=True):
-    """The imports are done: the worker can take a rank."""
-
-    pid: int
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -151,15 +140,6 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     sampled: tuple[Sampled, ...]
 
 
-class TasksDone(msgspec.Struct, frozen=True, tag=True):
-    epoch: int
-    task_ids: tuple[int, ...]
-
-
-class Released(msgspec.Struct, frozen=True, tag=True):
-    epoch: int
-
-
 class RebuildDone(msgspec.Struct, frozen=True, tag=True):
     epoch: int
     rank: int
@@ -170,22 +150,6 @@ class RebuildDone(msgspec.Struct, frozen=True, tag=True):
     failed: tuple[SlotRange, ...]
     corrected: tuple[SlotRange, ...]
     reasons: tuple[str, ...]
-
-
-class Pong(msgspec.Struct, frozen=True, tag=True):
-    """Answered by a thread of its own, so that a worker that waits in a collective still answers."""
-
-    token: int
-    waiting: bool
-    """In a collective, or for the next message: whatever the others wait for, it is not this worker."""
-
-
-class WorkerFailed(msgspec.Struct, frozen=True, tag=True):
-    """`peer` says that the communicator broke (somebody else's fault), else the worker itself is broken."""
-
-    epoch: int
-    peer: bool
-    error: str
 
 
 FromWorker = Hello | Loaded | Joined | Attached | StepDone | TasksDone | Released | RebuildDone | Pong | WorkerFailed

@@ -6,6 +6,17 @@ vLLM's queues carry vLLM's calls and answers; they are new in every epoch. What 
 import msgspec
 
 from ghostserve.checkpoint.tasks import FlushTask
+from ghostserve.workers.messages import (
+    Hello,
+    Load,
+    Ping,
+    Pong,
+    Release,
+    Released,
+    Shutdown,
+    TasksDone,
+    WorkerFailed,
+)
 
 __all__ = [
     "FromWorker",
@@ -56,12 +67,6 @@ class StepNotes(msgspec.Struct, frozen=True):
     flush: tuple[FlushTask, ...]
 
 
-class Load(msgspec.Struct, frozen=True, tag=True):
-    """Take this rank; a standby's first message."""
-
-    rank: int
-
-
 class Join(msgspec.Struct, frozen=True, tag=True):
     """Rendezvous of all ranks under `epoch`; a newcomer builds its model here, once the group is there."""
 
@@ -70,25 +75,7 @@ class Join(msgspec.Struct, frozen=True, tag=True):
     calls: QueueHandle
 
 
-class Release(msgspec.Struct, frozen=True, tag=True):
-    epoch: int
-
-
-class Ping(msgspec.Struct, frozen=True, tag=True):
-    token: int
-
-
-class Shutdown(msgspec.Struct, frozen=True, tag=True):
-    pass
-
-
 ToWorker = Load | Join | Release | Ping | Shutdown
-
-
-class Hello(msgspec.Struct, frozen=True, tag=True):
-    """The imports are done: the worker can take a rank."""
-
-    pid: int
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -104,30 +91,6 @@ class Joined(msgspec.Struct, frozen=True, tag=True):
     epoch: int
     answers: QueueHandle
     broadcaster: QueueHandle | None = None
-
-
-class TasksDone(msgspec.Struct, frozen=True, tag=True):
-    epoch: int
-    task_ids: tuple[int, ...]
-
-
-class Released(msgspec.Struct, frozen=True, tag=True):
-    epoch: int
-
-
-class Pong(msgspec.Struct, frozen=True, tag=True):
-    """`waiting`: in a collective, or for the next call; whatever the others wait for, it is not this worker."""
-
-    token: int
-    waiting: bool
-
-
-class WorkerFailed(msgspec.Struct, frozen=True, tag=True):
-    """`peer`: the communicator broke (somebody else's fault), else the worker itself is broken."""
-
-    epoch: int
-    peer: bool
-    error: str
 
 
 FromWorker = Hello | Loaded | Joined | TasksDone | Released | Pong | WorkerFailed
