@@ -57,8 +57,8 @@ class Rank:
 class Links:
     waiting = False
 
-    def __init__(self, order: list[str], failure: Exception | None = None) -> None:
-        self.order, self.failure = order, failure
+    def __init__(self, order: list[str], failure: Exception | None = None, clean_cut: bool = False) -> None:
+        self.order, self.failure, self.clean_cut = order, failure, clean_cut
 
     def cut(self, epoch: int) -> None:
         self.order.append(f"cut {epoch}")
@@ -84,7 +84,7 @@ def make(order: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., mod
     monkeypatch.setattr(module.os, "_exit", end)
     monkeypatch.setattr(module.groups, "leave", lambda: order.append("leave"))
 
-    def process(*messages: Any, links: Links | None) -> module.Process:
+    def process(*messages: Any, links: Links) -> module.Process:
         made = module.Process(None, Channel(order, *messages), [])  # type: ignore[arg-type]
         made._rank, made._links = Rank(order), links  # type: ignore[assignment]
         return made
@@ -105,14 +105,6 @@ def test_nothing_is_answered_any_more_before_anything_is_let_go(
     assert order == ["settle", "leave", "no answers", "drain", "let go", "Released"]
 
 
-def test_on_the_cpu_there_is_nothing_to_cut(make: Callable[..., module.Process], order: list[str]) -> None:
-    process = make(msg.Release(2), links=None)
-    with pytest.raises(Ended):
-        process._receive()
-    process._leave(2)
-    assert order == ["no answers", "leave", "no answers", "drain", "let go", "Released"]
-
-
 def test_a_worker_whose_aborts_hang_ends(make: Callable[..., module.Process], order: list[str]) -> None:
     process = make(msg.Release(2), links=Links(order, RuntimeError("not aborted within 10 s")))
     with pytest.raises(Ended) as ended:
@@ -129,11 +121,13 @@ def test_a_refused_collective_waits_for_the_release(make: Callable[..., module.P
     assert order == ["no answers", "WorkerFailed"]
 
 
-def test_on_the_cpu_leaving_frees_the_others(make: Callable[..., module.Process], order: list[str]) -> None:
-    process = make(links=None)
+def test_where_no_garbage_gets_through_leaving_frees_the_others_at_once(
+    make: Callable[..., module.Process], order: list[str]
+) -> None:
+    process = make(links=Links(order, clean_cut=True))
     process._method = lambda name: process._rank.worker.worker.step  # type: ignore[method-assign, union-attr]
     process._run(("run_step", (), {}, 0))
-    assert order == ["no answers", "leave", "WorkerFailed"]
+    assert order == ["no answers", "cut 1", "leave", "WorkerFailed"]
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,12 @@ CONTRACT = (
     Use("vllm.v1.worker.gpu_worker:Worker", "local_rank", "which GPU a rank takes"),
     Use("vllm.platforms.interface:Platform", "logical_device_id_to_visible_device_id", "likewise"),
     Use("vllm.utils.torch_utils", "current_stream", "keeps to the stream that it finds"),
+    # On the CPU a group's collectives go through memory that can be broken off.
+    Use(
+        "vllm.distributed.device_communicators.cpu_communicator:CpuCommunicator", "dist_module", "what they go through"
+    ),
+    Use(_COORDINATOR, "rank_in_group", "who makes that memory"),
+    Use(_COORDINATOR, "cpu_group", "how the others learn of it"),
     # On GPUs a group's collectives pass a gate, and its communicator is aborted.
     Use(_COORDINATOR, "device_communicator", "stands behind the gate"),
     Use(_COORDINATOR, "unique_name", "names it in messages"),

@@ -28,7 +28,7 @@ def init_method(epoch: int, rank: int) -> str:
     """What vLLM is told as the way to meet, which it does not use any more.
 
     On the CPU vLLM reduces through shared memory, and spins there for ever on a dead peer, unless ranks disagree on the
-    name of that memory. It is the last part of this text: no two ranks have the same.
+    name of that memory. It is the last part of this text: no two ranks have the same. `HostLinks` takes its place.
     """
     return f"tcp://{HOST}:0:epoch-{epoch}-rank-{rank}"
 

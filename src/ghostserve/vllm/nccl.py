@@ -37,6 +37,9 @@ class AbortError(GhostServeError):
 class NcclLinks:
     """This worker's communicators, epoch after epoch. `cut` and `waiting` are for any thread, all else for the main."""
 
+    clean_cut = False
+    """A kernel that is aborted ends with garbage, and without an error."""
+
     def __init__(
         self,
         *,

@@ -4,7 +4,6 @@ Two threads and vLLM's own: the main one runs calls and joins and leaves groups,
 worker that waits in a collective still hears that its epoch is over.
 """
 
-import contextlib
 import faulthandler
 import gc
 import logging
@@ -34,12 +33,17 @@ from ghostserve.workers.channel import Channel, ChannelClosedError
 from ghostserve.workers.failpoints import Failpoints
 
 if TYPE_CHECKING:
+    from ghostserve.vllm.host_links import HostLinks
     from ghostserve.vllm.nccl import NcclLinks
 
 __all__ = ["main"]
 
 _MEET_SECONDS = 15.0
-_WAITING_IN = ("torch.distributed.distributed_c10d", "vllm.distributed.device_communicators.pynccl")
+_WAITING_IN = (
+    "torch.distributed.distributed_c10d",
+    "vllm.distributed.device_communicators.pynccl",
+    "ghostserve.vllm.shared_reduce",
+)
 log = logging.getLogger("vllm.ghostserve.worker")
 STEP_CALLS = frozenset({"run_step", "sample_tokens", "restore", "attach", "rebuild", "prepare"})
 """What fails in one of these breaks the group: the executor recovers, and runs the step again."""
@@ -59,10 +63,7 @@ class Process:
         """The queue that calls come from; None between two epochs."""
         self._idle = False
         self._main = threading.get_ident()
-        self._links: NcclLinks | None = None
-        """Where collectives have to be cut off; those of the CPU's raise by themselves."""
-        if not current_platform.is_cpu():
-            self._links = _make_links()
+        self._links = _make_links()
 
     def run(self) -> None:
         """Serve until told to stop, or until the executor is gone."""
@@ -130,12 +131,11 @@ class Process:
         """Here and now: nothing of the epoch is answered any more, and what hangs in a collective is let go."""
         if self._rank is not None:
             self._rank.worker_response_mq = None
-        if self._links is not None:
-            self._links.cut(epoch)
+        self._links.cut(epoch)
 
     def _waits(self) -> bool:
         """In a collective, or for the next message: it is not this rank that others wait for."""
-        if self._idle or (self._links is not None and self._links.waiting):
+        if self._idle or self._links.waiting:
             return True
         frame = sys._current_frames().get(self._main)
         while frame is not None:
@@ -158,8 +158,7 @@ class Process:
             else:
                 groups.join(self._config, join.epoch, self._number, self._rank.worker.worker.local_rank, backend)
             self._rank.worker.worker.epoch = join.epoch
-            if self._links is not None:
-                self._links.open(join.epoch, groups.coordinators(), self._rank.worker.worker.device)
+            self._links.open(join.epoch, groups.coordinators(), self._rank.worker.worker.device)
             self._meet_queues(join)
         except (RuntimeError, OSError, QueueError, ReleasedError) as error:
             if isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError):
@@ -181,8 +180,7 @@ class Process:
         """Leave the group and let the shadow come to rest: after this nothing here reads or writes shared memory."""
         self._epoch = epoch
         self._calls = None
-        if self._links is not None:
-            self._links.settle()
+        self._links.settle()
         groups.leave()
         if self._rank is not None:
             self._rank.worker_response_mq = None
@@ -192,9 +190,8 @@ class Process:
         self._channel.send(msg.Released(epoch))
 
     def _abandon(self) -> None:
-        """Leave the group as it is. That closes our connections, which frees peers stuck in the same collective."""
-        if self._links is not None:
-            self._links.cut(self._epoch + 1)
+        """Leave the group as it is. That frees peers stuck in the same collective: what they wait in breaks off."""
+        self._links.cut(self._epoch + 1)
         groups.leave()
 
     # ---- calls
@@ -223,7 +220,7 @@ class Process:
         """Newcomers do what the others did when they started; then all say what their caches are."""
         assert self._rank is not None
         if self._number in newcomers:
-            with self._links.alone() if self._links is not None else contextlib.nullcontext():
+            with self._links.alone():
                 for method, args in calls:
                     getattr(self._rank.worker, method)(*args)
         return self._rank.worker.cache_facts()
@@ -234,15 +231,19 @@ class Process:
         if self._rank is not None:
             self._rank.worker_response_mq = None
         log.info("rank %d leaves epoch %d", self._number, self._epoch, exc_info=error)
-        # What is aborted lets garbage through to the flushes that wait for it: not before the store is fenced, which it
-        # is when the release comes. In a join there are none.
-        if self._links is None or joining:
+        # What is aborted may let garbage through to the flushes that wait for it: not before the store is fenced, which
+        # it is when the release comes. In a join there are none.
+        if self._links.clean_cut or joining:
             self._abandon()
         text = f"{type(error).__name__}: {error}"
         self._channel.send(msg.WorkerFailed(self._epoch, True, text.splitlines()[0]))
 
 
-def _make_links() -> "NcclLinks":
+def _make_links() -> "HostLinks | NcclLinks":
+    if current_platform.is_cpu():
+        from ghostserve.vllm.host_links import HostLinks
+
+        return HostLinks()
     from ghostserve.vllm.nccl import NcclLinks
 
     return NcclLinks()
