@@ -15,7 +15,7 @@ __all__ = ["WORKS", "Runner", "ThroughputFigure", "bench_throughput", "take_turn
 
 WORKS = (Work("decode", streams=8, prompt=64, tokens=64), Work("prefill", streams=8, prompt=512, tokens=4))
 QUICK = (Work("decode", streams=2, prompt=8, tokens=4),)
-STOCK, SAME = "stock", "stock, torch.distributed"
+STOCK, SAME = "stock", "stock, same collectives"
 _REST = 1.5
 """Seconds before a turn: vLLM's queues are polled for one second after their last message."""
 
@@ -65,7 +65,7 @@ def bench_throughput(
     """
     fields: dict[str, dict[str, Any]] = {
         STOCK: {},
-        SAME: {"worker": "ghostserve.bench.vllm.stock_worker.TorchDistributedWorker"},
+        SAME: {"worker": "ghostserve.bench.vllm.stock_worker.SharedReduceWorker"},
         parity: {"plugin": {"parity": parity, "standbys": 1}},
     }
     with ExitStack() as stack:
