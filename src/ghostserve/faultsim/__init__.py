@@ -1,0 +1,1 @@
+"""A seeded simulation of the whole engine in one thread, on a virtual clock, under random faults."""
