@@ -49,7 +49,8 @@ def test_nobody_notices(
         for recovery in recoveries:
             print(recovery)
     assert len(recoveries) == len(kills)
-    assert all(recovery.bytes_rebuilt > 0 for recovery in recoveries)
+    if min(kills) > 2:  # in the second step nothing may be committed yet: all of it is replayed
+        assert all(recovery.bytes_rebuilt > 0 for recovery in recoveries)
     assert all(recovery.recomputed_requests == 0 for recovery in recoveries)
     assert rerun(tmp_path / "schedule").differences == ()
     if not asynchronous:  # the same batches in every run
