@@ -12,6 +12,7 @@ pytest.importorskip("vllm")
 
 from life import Scene
 from oracle import assert_undisturbed
+from streams import LONG
 from vllm_server import VllmServer
 
 pytestmark = pytest.mark.vllm
@@ -44,7 +45,7 @@ def test_killed_while_long_prompts_are_read(server: VllmServer, rank: int) -> No
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_while_all_decode(server: VllmServer, rank: int) -> None:
     scene = Scene(server)
-    scene.streams.start(tokens=60)
+    scene.streams.start(tokens=LONG)
     scene.streams.when_all_have(6)
     server.kill(rank)
     scene.finish(recoveries=1)
@@ -65,7 +66,7 @@ def test_killed_twice_in_a_row(server: VllmServer) -> None:
 
 def test_the_newcomer_is_killed_during_its_recovery(server: VllmServer) -> None:
     scene = Scene(server)
-    scene.streams.start(tokens=60)
+    scene.streams.start(tokens=LONG)
     scene.streams.when_all_have(6)
     dead = server.status().ranks[1].pid
     server.kill(1)
@@ -93,7 +94,7 @@ def test_killed_while_idle(server: VllmServer, rank: int) -> None:
 def test_frozen(server: VllmServer) -> None:
     """SIGSTOP: after the step's deadline the rank counts as lost."""
     scene = Scene(server)
-    scene.streams.start(tokens=60)
+    scene.streams.start(tokens=LONG)
     scene.streams.when_all_have(6)
     server.freeze(1)
     scene.finish(recoveries=1)
@@ -102,25 +103,25 @@ def test_frozen(server: VllmServer) -> None:
 
 def test_killed_when_a_client_has_just_gone(server: VllmServer) -> None:
     scene = Scene(server)
-    streams = scene.streams.start(tokens=60)
+    streams = scene.streams.start(tokens=LONG)
     scene.streams.when_all_have(6)
     streams[3].hang_up()
     server.kill(1)
     scene.finish(recoveries=1)
     scene.assert_rebuilt(1)
-    assert len(streams[3].drawn) < 60
+    assert len(streams[3].drawn) < LONG
 
 
 def test_a_client_goes_during_a_recovery(server: VllmServer) -> None:
     scene = Scene(server)
-    streams = scene.streams.start(tokens=60)
+    streams = scene.streams.start(tokens=LONG)
     scene.streams.when_all_have(6)
     server.kill(0)
     server.wait_recovering()
     streams[2].hang_up()
     scene.finish(recoveries=1)
     scene.assert_rebuilt(0)
-    assert len(streams[2].drawn) < 60
+    assert len(streams[2].drawn) < LONG
 
 
 def test_killed_while_others_come_to_their_end(server: VllmServer) -> None:
@@ -140,7 +141,7 @@ def test_killed_while_a_prefix_is_shared(server: VllmServer) -> None:
     scene.streams.start([300], shared=256, tokens=40)
     scene.streams.when_all_have(1)
     prefix = scene.streams.all[0].prompt[:256]
-    scene.streams.send([prefix + [2 + i] * (20 + 10 * i) for i in range(8)], tokens=60)
+    scene.streams.send([prefix + [2 + i] * (20 + 10 * i) for i in range(8)], tokens=LONG)
     scene.streams.when_all_have(4)
     assert _cached_tokens(server) - before >= 8 * 256
     server.kill(0)
@@ -159,7 +160,7 @@ def test_killed_in_the_first_step_of_all(server: VllmServer) -> None:
 def test_killed_while_requests_sample_with_their_own_seeds(server: VllmServer) -> None:
     """Short ones: vLLM can't cut prompts of such requests on the CPU."""
     scene = Scene(server)
-    scene.streams.start([24] * 8, tokens=60, temperature=0.9, seed=7)
+    scene.streams.start([24] * 8, tokens=LONG, temperature=0.9, seed=7)
     scene.streams.when_all_have(6)
     server.kill(0)
     scene.finish(recoveries=1)
@@ -172,7 +173,7 @@ def test_the_other_one_is_killed_during_a_recovery(server: VllmServer) -> None:
     Random states are gone, too: here all are greedy.
     """
     scene = Scene(server)
-    scene.streams.start(tokens=60, temperature=0.0)
+    scene.streams.start(tokens=LONG, temperature=0.0)
     scene.streams.when_all_have(6)
     server.kill(0)
     server.wait_recovering()

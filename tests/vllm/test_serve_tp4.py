@@ -12,6 +12,7 @@ pytest.importorskip("vllm")
 
 from life import Scene
 from oracle import assert_undisturbed
+from streams import LONG
 from vllm_server import VllmServer
 
 pytestmark = pytest.mark.vllm
@@ -27,7 +28,7 @@ def server(llama: Path, tmp_path_factory: pytest.TempPathFactory, vllm_environme
 
 def test_two_die_at_once_while_all_decode(server: VllmServer) -> None:
     scene = Scene(server, standbys=2)
-    scene.streams.start(tokens=60)
+    scene.streams.start(tokens=LONG)
     scene.streams.when_all_have(6)
     server.kill(1, 3)
     scene.finish()
@@ -45,7 +46,7 @@ def test_two_die_at_once_while_long_prompts_are_read(server: VllmServer) -> None
 
 def test_another_one_dies_during_a_recovery(server: VllmServer) -> None:
     scene = Scene(server, standbys=2)
-    scene.streams.start(tokens=60)
+    scene.streams.start(tokens=LONG)
     scene.streams.when_all_have(6)
     server.kill(2)
     server.wait_recovering()
@@ -57,7 +58,7 @@ def test_another_one_dies_during_a_recovery(server: VllmServer) -> None:
 def test_three_are_more_than_parity_covers(server: VllmServer) -> None:
     """No stream ends: requests are computed again from their tokens, and that is counted and logged."""
     scene = Scene(server, standbys=2)
-    scene.streams.start(tokens=60, temperature=0.0)
+    scene.streams.start(tokens=LONG, temperature=0.0)
     scene.streams.when_all_have(6)
     server.kill(0, 1, 2)
     scene.finish()
@@ -68,7 +69,7 @@ def test_three_are_more_than_parity_covers(server: VllmServer) -> None:
 
 def test_after_that_parity_covers_again(server: VllmServer) -> None:
     scene = Scene(server, standbys=2)
-    scene.streams.start(tokens=60, temperature=0.0)
+    scene.streams.start(tokens=LONG, temperature=0.0)
     scene.streams.when_all_have(6)
     server.kill(3)
     scene.finish(recoveries=1)
