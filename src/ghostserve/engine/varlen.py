@@ -114,11 +114,9 @@ def attend(
     more: dict[str, object] = {}
     if "enable_gqa" in parameters():
         more["enable_gqa"] = True
-    starts_k: torch.Tensor | None = packed.starts_k
     if packed.table is not None:
         keys, values = layer[0], layer[1]
         more |= {"seqused_k": packed.lengths, "block_table": packed.table}
-        starts_k = None
     else:
         assert packed.slots is not None
         flat = layer.flatten(1, 2)
@@ -128,7 +126,7 @@ def attend(
         keys,
         values,
         packed.starts_q,
-        starts_k,
+        packed.starts_k,
         packed.longest_q,
         packed.longest_k,
         scale=scaling,
