@@ -9,6 +9,7 @@ __all__ = [
     "CudaError",
     "DeviceMemoryError",
     "DeviceUnavailableError",
+    "DiskBudgetError",
     "GhostServeError",
     "MemoryBudgetError",
     "PeerAccessError",
@@ -48,6 +49,10 @@ class MemoryBudgetError(GhostServeError):
         super().__init__(message)
         self.needed = needed
         self.available = available
+
+
+class DiskBudgetError(GhostServeError):
+    """A folder can't hold what was asked; the message names it, the bytes and what the system said."""
 
 
 class CudaError(GhostServeError):

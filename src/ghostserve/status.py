@@ -50,8 +50,10 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"  # or "cuda"
     data_path: str = "host"  # how KV becomes parity: "host", "cuda-ipc", "cuda-staged", "none"
     placement: list[str] = msgspec.field(default_factory=list)  # why these, and what was not possible
+    protect: str = "none"  # "parity", "none", "replicate-host", "replicate-ssd"
     parity: str = "none"  # such as "rs:2"
-    parity_bytes: int = 0
+    parity_bytes: int = 0  # of host memory, parity or copies
+    disk_bytes: int = 0
     protected_tokens: int = 0
     unprotected_tokens: int = 0
     num_running: int = 0

@@ -34,9 +34,9 @@ def encode_ranges(
 
     `arenas`: one a rank, read one-sided: their owners take no part. Those of
     `dead` ranks are not read. `on_stage` is called for each tile with "begin", "encoded" (computed, not
-    written) and "committed". Raises `StaleEpochError` once the group has left `epoch` (tiles committed before
-    stay committed), `StoreMismatchError` if the parts do not belong together, and `ValueError` where a shard
-    has no live holder or a slot does not exist.
+    written) and "committed" (where the store commits at the end of a flush: written). Raises `StaleEpochError`
+    once the group has left `epoch` (tiles committed before stay committed), `StoreMismatchError` if the parts do
+    not belong together, and `ValueError` where a shard has no live holder or a slot does not exist.
     """
     check_fit(store.geometry, code, layout, shard_map, arenas)
     holders = shard_map.holders(dead)
@@ -57,3 +57,4 @@ def encode_ranges(
         on_stage("encoded")
         store.write(epoch, tile, parity, sums)
         on_stage("committed")
+    store.settle(epoch)

@@ -39,6 +39,8 @@ def serve(
     *,
     engine: str = "embedded",
     tensor_parallel_size: Ranks = DEFAULTS.tensor_parallel_size,
+    protect: str = DEFAULTS.protect,
+    protect_folder: str = DEFAULTS.protect_folder,
     parity: str = DEFAULTS.parity,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -72,6 +74,10 @@ def serve(
         embedded, or vllm: stock vLLM with GhostServe's plug-in; all options that are not GhostServe's are vLLM's then.
     tensor_parallel_size
         Worker processes that share the model; must divide its attention heads.
+    protect
+        What is kept of the KV cache outside the workers: parity, none, replicate-host or replicate-ssd.
+    protect_folder
+        Where replicate-ssd writes its copies; the folder for temporary files by default.
     parity
         The code that protects the KV cache: none, xor, rdp, or rs:K to survive the loss of K ranks at once.
     host
@@ -125,6 +131,8 @@ def serve(
         model=checkpoint,
         tensor_parallel_size=tensor_parallel_size,
         dtype=dtype,
+        protect=protect,
+        protect_folder=protect_folder,
         parity=parity,
         flush_tokens=flush_tokens,
         max_unprotected_tokens=max_unprotected_tokens,

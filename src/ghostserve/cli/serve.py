@@ -76,8 +76,8 @@ async def _serve(engine: "Engine", listener: socket.socket) -> None:
     def ready(host: str, port: int) -> None:
         config = engine.coordinator.config
         log.info(
-            "serving %s on http://%s:%d with %d ranks, parity %s",
-            engine.model_name, host, port, config.tensor_parallel_size, config.parity,
+            "serving %s on http://%s:%d with %d ranks, protected by %s",
+            engine.model_name, host, port, config.tensor_parallel_size, _protection(config),
         )  # fmt: skip
 
     try:
@@ -92,6 +92,11 @@ async def _watch(engine: "Engine", stop: asyncio.Event) -> None:
     while engine.coordinator.failure is None:
         await asyncio.sleep(_WATCH_SECONDS)
     stop.set()
+
+
+def _protection(config: EngineConfig) -> str:
+    name = config.strategy.name
+    return f"{config.parity} parity" if name == "parity" else "nothing" if name == "none" else name
 
 
 def _stop(engine: "Engine") -> None:

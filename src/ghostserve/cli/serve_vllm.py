@@ -48,6 +48,10 @@ def serve_vllm(arguments: Sequence[str]) -> NoReturn:
 def vllm_arguments(arguments: Sequence[str]) -> list[str]:
     """`vllm serve`'s arguments: the user's own unchanged and in order, then the plug-in's."""
     own, rest = _own(arguments)
+    if own.protect not in (None, "parity", "none"):
+        raise ConfigError(f"--protect {own.protect} works with the embedded engine only; with vllm: parity, none")
+    if own.protect == "none":
+        own.parity = "none"
     for option, name in CLASSES.items():
         for given in _values(rest, option):
             if given != name:
@@ -77,6 +81,7 @@ def _own(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """GhostServe's options, as text, and everything else as it came."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--engine")
+    parser.add_argument("--protect")
     parser.add_argument("--parity-allow-unprotected", dest="allow_unprotected", action="store_true")
     for name in VALUES:
         parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", dest=name)

@@ -3,6 +3,7 @@
 from ghostserve.codes.backend import Backend
 from ghostserve.codes.base import Code, Plan, Step
 from ghostserve.codes.checksum import checksum_reference
+from ghostserve.codes.copies import CopyCode
 from ghostserve.codes.rdp import RdpCode
 from ghostserve.codes.reference import run_reference
 from ghostserve.codes.registry import make_backend, make_code
@@ -12,6 +13,7 @@ from ghostserve.codes.xor import XorCode
 __all__ = [
     "Backend",
     "Code",
+    "CopyCode",
     "Plan",
     "RdpCode",
     "ReedSolomonCode",

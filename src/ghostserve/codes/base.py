@@ -89,7 +89,7 @@ class Code(ABC):
         """The plan that computes `wanted` (default: all of `lost`) from the shards that are not in `lost`.
 
         Shard ids are 0..n+k-1, data first. The plan's outputs begin with `wanted` in ascending order; shards
-        that it must compute on the way (scratch) follow. Raises `TooManyLostError` for more than `k` lost.
+        that it must compute on the way (scratch) follow. Raises `TooManyLostError` for more than it `rebuilds`.
         """
         gone = tuple(sorted(set(lost)))
         ask = gone if wanted is None else tuple(sorted(set(wanted)))
@@ -98,9 +98,13 @@ class Code(ABC):
             raise UnsupportedCodeError(
                 f"lost {list(gone)} and wanted {list(ask)}: shard ids are 0..{total - 1}, wanted must be lost"
             )
-        if len(gone) > self.k:
+        if not self.rebuilds(gone):
             raise TooManyLostError(lost=gone, parity=self.k)
         return self._rebuild_plan(gone, ask)
+
+    def rebuilds(self, lost: Collection[int]) -> bool:
+        """True if what is left determines the shards in `lost`, distinct ids; of most codes any K."""
+        return len(lost) <= self.k
 
     def check_slot_bytes(self, slot_bytes: int) -> None:
         """Raise `UnsupportedCodeError` if a slot of this many bytes can't be cut into `rows` symbols."""

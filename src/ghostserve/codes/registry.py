@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ghostserve.codes.backend import Backend
 from ghostserve.codes.base import Code
+from ghostserve.codes.copies import CopyCode
 from ghostserve.codes.rdp import RdpCode
 from ghostserve.codes.rs import ReedSolomonCode
 from ghostserve.codes.xor import XorCode
@@ -17,14 +18,17 @@ _ALLOWED = "'none', 'xor' (1 parity shard), 'rdp' (2) or 'rs:K' (K parity shards
 def make_code(spec: str, n: int) -> Code | None:
     """The code that `spec` names, over `n` data shards; None for "none".
 
-    Specs: "xor" or "xor:1", "rdp" or "rdp:2", "rs:K". Raises `UnsupportedCodeError` with the value and what
-    is allowed for any other, and for an `n` or K that the code does not serve.
+    Specs: "xor" or "xor:1", "rdp" or "rdp:2", "rs:K", and "copy" (K = N), of which replication is made. Raises
+    `UnsupportedCodeError` with the value and what is allowed for any other, and for an `n` or K that the code does
+    not serve.
     """
     name, colon, count = spec.partition(":")
     if spec == "none":
         return None
     if colon and not (count.isascii() and count.isdigit()):
         raise UnsupportedCodeError(f"code {spec!r}: K must be a whole number; allowed are {_ALLOWED}")
+    if spec == "copy":
+        return CopyCode(n, n)
     if name == "xor":
         return XorCode(n, int(count or 1))
     if name == "rdp":

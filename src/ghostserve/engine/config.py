@@ -1,8 +1,11 @@
 """The engine's settings, checked before anything starts."""
 
+import tempfile
+
 import msgspec
 
 from ghostserve.errors import ConfigError
+from ghostserve.protect import Strategy, make_strategy
 
 __all__ = ["DTYPES", "EngineConfig"]
 
@@ -25,7 +28,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     data_path: str = "auto"
     """On CUDA, how KV becomes parity: cuda-ipc reads peers' memory in place, cuda-staged goes through host memory."""
     dtype: str = "auto"
+    protect: str = "parity"
+    """What is kept of the KV cache outside the ranks: parity, none, replicate-host or replicate-ssd."""
+    protect_folder: str = msgspec.field(default_factory=tempfile.gettempdir)
+    """Where replicate-ssd writes; its file has no name there."""
     parity: str = "rs:1"
+    """Which code, where `protect` is parity; "none" is the same as `protect` none."""
     flush_tokens: int = 1
     max_unprotected_tokens: int = 4096
     encoder: str = "round_robin"
@@ -65,6 +73,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(f"{name} must be a positive number of seconds, not {value}")
         if self.encoder not in ENCODERS:
             raise ConfigError(f"encoder {self.encoder!r} is unknown; allowed: {', '.join(ENCODERS)}")
+        make_strategy(self.protect, self.parity)
         if self.device not in DEVICES:
             raise ConfigError(f"device {self.device!r} is unknown; allowed: {', '.join(DEVICES)}")
         if self.data_path not in DATA_PATHS:
@@ -75,6 +84,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"max_model_len must be at least 2, not {self.max_model_len}")
         if self.parity_memory is not None and self.parity_memory < 0:
             raise ConfigError(f"parity_memory must not be negative, not {self.parity_memory}")
+
+    @property
+    def strategy(self) -> Strategy:
+        """What `protect` and `parity` name."""
+        return make_strategy(self.protect, self.parity)
 
     def _at_least(self, low: int, *names: str) -> None:
         for name in names:

@@ -83,9 +83,10 @@ class Coordinator(threading.Thread):
         self._group = make_group(
             WorkerConfig(
                 spec=spec,
+                protect=config.strategy.name,
                 parity=config.parity,
                 arena_fds=tuple(arena.fd for arena in self._memory.arenas),
-                store_fd=store.region.fd if store is not None else None,
+                store_fds=store.fds if store is not None else (),
                 num_parity_blocks=self._memory.num_parity_blocks,
                 threads=WorkerConfig.threads_for(spec.tensor_parallel_size),
                 device=placement.device,
@@ -202,6 +203,11 @@ class Coordinator(threading.Thread):
             case msg.TasksDone(said, task_ids):
                 if said == epoch:
                     self.serving.tasks_done(task_ids)
+            case msg.FlushAbandoned(said, task_id, error):
+                if said == epoch:
+                    log.warning("flush task %d of worker %d: its slots stay unprotected: %s", task_id, worker, error)
+                    self._counts["failed_flushes"] += 1
+                    self.serving.tasks_done((task_id,))
             case _:
                 self._driver.hear(worker, message)
                 if self._driver.machine.epoch != epoch:
@@ -320,7 +326,7 @@ class Coordinator(threading.Thread):
             spec.tensor_parallel_size,
             flush_tokens=config.flush_tokens,
             max_unprotected_tokens=config.max_unprotected_tokens,
-            encoder="striped" if config.encoder == "striped" else "round_robin",
+            encoder=config.strategy.encoder("striped" if config.encoder == "striped" else "round_robin"),
         )
         ledger.begin(0)
         ledger.due(0)  # before the first step everything is committed
@@ -360,8 +366,10 @@ class Coordinator(threading.Thread):
             device=self.placement.device,
             data_path=self.placement.data_path,
             placement=[*self.placement.reasons, *self._memory.notes],
-            parity=self.config.parity,
-            parity_bytes=geometry.payload_bytes if geometry is not None else 0,
+            protect=self.config.strategy.name,
+            parity=self.config.parity if self.config.strategy.name == "parity" else "none",
+            parity_bytes=geometry.payload_bytes if geometry is not None and not self._memory.kept.disk else 0,
+            disk_bytes=self._memory.kept.disk,
             protected_tokens=protected,
             unprotected_tokens=max(0, total - protected),
             num_running=len(serving.scheduler.running),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ghostserve.codes import Code, make_code
+from ghostserve.codes import Code
 from ghostserve.engine.communicator import Communicator
 from ghostserve.engine.datapath import DataPath, HostDataPath
 from ghostserve.engine.launch import WorkerConfig
@@ -15,6 +15,7 @@ from ghostserve.parity.arena import HostArena
 from ghostserve.parity.geometry import StoreGeometry
 from ghostserve.parity.memory import SharedRegion
 from ghostserve.parity.store import ParityStore
+from ghostserve.protect import make_strategy
 
 __all__ = ["CpuHardware", "Hardware", "make_hardware"]
 
@@ -42,11 +43,12 @@ class Hardware(ABC):
         self.path: DataPath | None = None
         self.code: Code | None = None
         spec, layout = config.spec, config.spec.cache_layout
-        code = make_code(config.parity, spec.shard_map.num_shards)
-        if code is not None and config.store_fd is not None:
+        strategy = make_strategy(config.protect, config.parity)
+        code = strategy.code(spec.shard_map.num_shards)
+        if code is not None and config.store_fds:
             geometry = StoreGeometry(code.n, code.k, config.num_parity_blocks, spec.block_size, layout.slot_bytes)
             self.code = code
-            self.store = ParityStore.attach(config.store_fd, geometry)
+            self.store = strategy.attach(config.store_fds, geometry)
 
     def prepare(self, model: ShardedModel, communicator: Communicator) -> None:
         """Whatever can be done before the rank is known: what a standby has behind it is not in a client's pause."""

@@ -23,9 +23,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Descriptors are those of the worker's own process: inherited, never reopened by name."""
 
     spec: ModelSpec
+    protect: str
     parity: str
     arena_fds: tuple[int, ...]
-    store_fd: int | None
+    store_fds: tuple[int, ...]
+    """Of the store, as its strategy attaches to it; empty where nothing is kept."""
     num_parity_blocks: int
     threads: int
     device: str = "cpu"
@@ -65,7 +67,6 @@ class _Popened:
 
 def _launch(config: WorkerConfig, channel: socket.socket) -> _Popened:
     """Start one worker that talks through `channel`; it inherits that and the descriptors that `config` names."""
-    store = [] if config.store_fd is None else [config.store_fd]
     with tempfile.TemporaryFile() as file:
         file.write(msgspec.msgpack.encode(config))
         file.seek(0)
@@ -74,7 +75,7 @@ def _launch(config: WorkerConfig, channel: socket.socket) -> _Popened:
             subprocess.Popen(
                 [sys.executable, "-m", "ghostserve.engine.worker", *map(str, fds), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[*fds, *config.arena_fds, *config.weight_fds, *store],
+                pass_fds=[*fds, *config.arena_fds, *config.weight_fds, *config.store_fds],
                 env={**os.environ, **_ENVIRONMENT, **config.environment, "OMP_NUM_THREADS": str(config.threads)},
             )
         )

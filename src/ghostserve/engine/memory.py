@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ghostserve.codes import Code, make_code
+from ghostserve.codes import Code
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.dryrun import rank_weight_bytes
 from ghostserve.engine.modelspec import ModelSpec
@@ -20,6 +20,7 @@ from ghostserve.parity.memory import SharedRegion
 from ghostserve.parity.paging import scatter
 from ghostserve.parity.ranges import SlotRange, num_slots
 from ghostserve.parity.store import ParityStore
+from ghostserve.protect import Kept
 
 __all__ = ["EngineMemory"]
 
@@ -31,13 +32,14 @@ class EngineMemory:
 
     def __init__(self, config: EngineConfig, spec: ModelSpec, placement: Placement = CPU) -> None:
         self.layout = spec.cache_layout
-        self.code: Code | None = make_code(config.parity, spec.shard_map.num_shards)
+        strategy = config.strategy
+        self.code: Code | None = strategy.code(spec.shard_map.num_shards)
         self.store: ParityStore | None = None
         geometry = self._geometry(config, spec)
-        parity = geometry.total_bytes if geometry else 0
+        self.kept = strategy.kept(geometry) if geometry else Kept(host=0, disk=0)
         size = _arena_bytes(self.layout, placement)
         arenas = spec.tensor_parallel_size if size else 0
-        needed = size * arenas + parity
+        needed = size * arenas + self.kept.host
         available = available_memory()
         if needed > available:
             raise MemoryBudgetError(
@@ -55,7 +57,7 @@ class EngineMemory:
             for rank in range(arenas):
                 self.arenas.append(SharedRegion.create(f"ghostserve-kv-{rank}", size))
             if geometry is not None:
-                self.store = ParityStore.create(geometry)
+                self.store = strategy.create(geometry, config.protect_folder)
             if placement.device == "cuda" and config.pin_weights:
                 self._keep_weights(spec, reserved=needed)
         except BaseException:
@@ -127,7 +129,7 @@ class EngineMemory:
         if budget < least.total_bytes:
             raise ConfigError(
                 f"parity_memory {budget} can't hold the parity of one block ({least.total_bytes} bytes);"
-                " raise it, or choose --parity none"
+                " raise it, or choose --protect none"
             )
         per_block = geometry(2).payload_bytes + geometry(2).record_bytes - least.payload_bytes - least.record_bytes
         fits = max(1, (budget - least.payload_offset) // per_block)

@@ -23,6 +23,7 @@ __all__ = [
     "Attach",
     "Attached",
     "Draw",
+    "FlushAbandoned",
     "FromWorker",
     "Hello",
     "Join",
@@ -140,6 +141,14 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     sampled: tuple[Sampled, ...]
 
 
+class FlushAbandoned(msgspec.Struct, frozen=True, tag=True):
+    """The store's medium refused the task's slots: they stay unprotected, and nobody waits for them."""
+
+    epoch: int
+    task_id: int
+    error: str
+
+
 class RebuildDone(msgspec.Struct, frozen=True, tag=True):
     epoch: int
     rank: int
@@ -152,4 +161,16 @@ class RebuildDone(msgspec.Struct, frozen=True, tag=True):
     reasons: tuple[str, ...]
 
 
-FromWorker = Hello | Loaded | Joined | Attached | StepDone | TasksDone | Released | RebuildDone | Pong | WorkerFailed
+FromWorker = (
+    Hello
+    | Loaded
+    | Joined
+    | Attached
+    | StepDone
+    | TasksDone
+    | FlushAbandoned
+    | Released
+    | RebuildDone
+    | Pong
+    | WorkerFailed
+)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ghostserve.codes import make_code
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.dryrun import rank_weight_bytes
 from ghostserve.engine.modelspec import ModelSpec
@@ -57,10 +56,14 @@ def place(config: EngineConfig, spec: ModelSpec, *, gather: Callable[[], object]
     assert isinstance(facts, Facts)
     if config.device == "auto" and (facts.problem is not None or not facts.devices):
         return Placement("cpu", (), "host", (f"no GPU is usable: {facts.problem or 'none is visible'}",))
-    if config.parity != "none":
+    strategy = config.strategy
+    if not strategy.on_cuda:
+        raise ConfigError(f"protect {strategy.name!r} works on the CPU only; on CUDA allowed: parity, none")
+    kept = strategy.code(spec.shard_map.num_shards) is not None
+    if kept:
         _check_kernels(config, spec)
     needed = rank_weight_bytes(spec) + spec.cache_layout.total_bytes
-    needed += RING_BYTES if config.parity != "none" else 0
+    needed += RING_BYTES if kept else 0
     try:
         choice = choose_devices(facts, spec.tensor_parallel_size, needed)
     except GhostServeError as error:
@@ -68,7 +71,7 @@ def place(config: EngineConfig, spec: ModelSpec, *, gather: Callable[[], object]
             raise ConfigError(f"{error} (device is auto, and there is a GPU: or set it to cpu)") from error
         raise
     path, reasons = choice.path, choice.reasons
-    if config.parity == "none":
+    if not kept:
         path = "none"
     elif config.data_path == "cuda-ipc" != path:
         raise ConfigError(f"data_path 'cuda-ipc' can't be had here: {reasons[-1]}; allowed: auto, cuda-staged")
@@ -81,7 +84,7 @@ def _check_kernels(config: EngineConfig, spec: ModelSpec) -> None:
     """Raise `UnsupportedCodeError` where the GPU's kernels don't serve this code over this cache."""
     from ghostserve.cuda.shards import Units
 
-    code = make_code(config.parity, spec.shard_map.num_shards)
+    code = config.strategy.code(spec.shard_map.num_shards)
     if code is not None:
         Units(spec.cache_layout, code.encode_plan.rows)
 

@@ -63,9 +63,10 @@ class Undisturbed:
         self._group = make_group(
             WorkerConfig(
                 spec=spec,
+                protect="none",
                 parity="none",
                 arena_fds=tuple(arena.fd for arena in self._arenas),
-                store_fd=None,
+                store_fds=(),
                 num_parity_blocks=0,
                 threads=WorkerConfig.threads_for(spec.tensor_parallel_size),
                 device=placement.device,

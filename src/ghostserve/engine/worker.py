@@ -205,6 +205,9 @@ class Worker:
         self._channel.send(msg.TasksDone(epoch, tuple(task_ids)))
 
     def _flush_failed(self, epoch: int, task: FlushTask, error: Exception) -> None:
+        if isinstance(error, OSError):  # the disk's fault, not this rank's: its slots stay unprotected
+            self._channel.send(msg.FlushAbandoned(epoch, task.task_id, str(error)))
+            return
         self._channel.send(msg.WorkerFailed(epoch, False, f"flush task {task.task_id}: {error!r}"))
 
     def _peer_failed(self, error: CommunicatorError) -> None:

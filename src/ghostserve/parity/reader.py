@@ -1,5 +1,6 @@
 """Reading shards so that nothing unverified is ever used."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from ghostserve.parity.ranges import SlotRange, merge, num_slots, select, single
 from ghostserve.parity.store import ParityStore
 
 __all__ = ["Fault", "ShardReader"]
+
+log = logging.getLogger("ghostserve.recovery")
 
 Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -66,9 +69,15 @@ class ShardReader:
         """
         num_data = self._shard_map.num_shards
         if shard >= num_data:
-            data = self._store.parity_shard(ranges, shard - num_data)
-            self.bytes_read += data.nbytes
-            good = self.verify(shard, ranges, data)
+            try:
+                data = self._store.parity_shard(ranges, shard - num_data)
+            except OSError as error:  # a store on a disk that can't be read: as good as bytes that are wrong
+                log.warning("shard %d of %d slots can't be read from the store: %s", shard, num_slots(ranges), error)
+                data = np.zeros((num_slots(ranges), self._layout.slot_bytes), dtype=np.uint8)
+                good = np.zeros(len(data), dtype=np.bool_)
+            else:
+                self.bytes_read += data.nbytes
+                good = self.verify(shard, ranges, data)
             self._note(shard, None, select(ranges, ~good))
             return data, good
         data = np.empty((num_slots(ranges), self._layout.slot_bytes), dtype=np.uint8)

@@ -47,13 +47,17 @@ class ParityStore:
         self._header = array[: header.WORDS * 8].view(np.uint64)
         records = array[g.records_offset : g.records_offset + g.record_bytes].view(np.uint64)
         self._records = records.reshape(g.num_slots, g.record_words)
-        payload = array[g.payload_offset : g.payload_offset + g.payload_bytes]
-        self._payload = payload.reshape(g.num_slots, g.num_parity, g.slot_bytes)
+        self._payload = self._view_payload()
+
+    @staticmethod
+    def region_bytes(geometry: StoreGeometry) -> int:
+        """Bytes of shared memory that a store of this geometry takes."""
+        return geometry.total_bytes
 
     @classmethod
     def create(cls, geometry: StoreGeometry, epoch: int = 1) -> "ParityStore":
         """A new, empty store. Raises `MemoryBudgetError` if the host can't hold it."""
-        region = SharedRegion.create("ghostserve-parity", geometry.total_bytes)
+        region = SharedRegion.create("ghostserve-parity", cls.region_bytes(geometry))
         store = cls(region, geometry)
         header.write_header(store._header, geometry, epoch)
         return store
@@ -61,7 +65,7 @@ class ParityStore:
     @classmethod
     def attach(cls, fd: int, geometry: StoreGeometry) -> "ParityStore":
         """The store behind `fd` (duplicated); `StoreMismatchError` if it is not one of this geometry."""
-        region = SharedRegion.attach(fd, geometry.total_bytes)
+        region = SharedRegion.attach(fd, cls.region_bytes(geometry))
         try:
             store = cls(region, geometry)
             header.check_header(store._header, geometry)
@@ -107,6 +111,17 @@ class ParityStore:
         self._check_epoch(epoch)
         for store in records:
             store.run()
+
+    def settle(self, epoch: int) -> None:
+        """The end of a flush: whatever `write` could not commit at once is committed under `epoch` when this returns.
+
+        Nothing to do here; raises what `commit` and the payload's medium raise.
+        """
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptors by which another process attaches."""
+        return (self.region.fd,)
 
     def begin(self, epoch: int, ranges: Slots) -> None:
         """From now on the slots of `ranges` are not committed: whoever writes their payload may begin.
@@ -159,13 +174,22 @@ class ParityStore:
         is needed.
         """
         rows = self._rows(ranges)
+        self._check_parity(ranges, parity)
+        yield self._clearing(rows)
+        yield Store(self._payload, rows, parity)
+        yield from self._recording(ranges, rows, checksums)
+
+    def _check_parity(self, ranges: Sequence[SlotRange], parity: NDArray[np.uint8]) -> None:
         g = self.geometry
         shape = (num_slots(ranges), g.num_parity, g.slot_bytes)
         if parity.shape != shape:
             raise ValueError(f"parity has shape {parity.shape}, not {shape}")
-        yield self._clearing(rows)
-        yield Store(self._payload, rows, parity)
-        yield from self._recording(ranges, rows, checksums)
+
+    def _view_payload(self) -> NDArray[np.uint8]:
+        """The payload, uint8 (slots, K, slot_bytes)."""
+        g = self.geometry
+        payload = self.region.array[g.payload_offset : g.payload_offset + g.payload_bytes]
+        return payload.reshape(g.num_slots, g.num_parity, g.slot_bytes)
 
     def _clearing(self, rows: Rows) -> Store:
         return Store(self._records[:, SEAL], rows, np.zeros((), dtype=np.uint64))

@@ -147,7 +147,7 @@ class _Rebuild:
         """Compute the `wanted` data shards, and erased ones of survivors, from shards not in `erased`."""
         if not ranges:
             return
-        if len(erased) > self.code.k:
+        if not self.code.rebuilds(erased):
             self._fail(ranges, f"shards {sorted(erased)} are lost or damaged, {self.code} rebuilds {self.code.k}")
             return
         survivors = {s for s in erased - self.lost if s < self.code.n}

@@ -246,6 +246,7 @@ class Coordinator(threading.Thread):
             ranks=ranks,
             standbys=standbys,
             data_path=protection.data_path if protection is not None else "none",
+            protect="parity" if store is not None else "none",
             parity=self._config.parity,
             parity_bytes=store.geometry.payload_bytes if store is not None else 0,
             unprotected_tokens=unprotected,
