@@ -34,6 +34,10 @@ class RecoveryRecord(msgspec.Struct, frozen=True, kw_only=True):
     recomputed_requests: int
     bytes_lost: int = 0
     bytes_read: int = 0
+    recomputed_slots: int = 0  # of the lost KV, with the recorded bits; the rest was rebuilt
+    rejected_slots: int = 0  # recomputed to other bits: rebuilt
+    refill_seconds: float = 0.0
+    predicted_seconds: float | None = None  # of the refill, from the rates measured before
     plan: list[str] = msgspec.field(default_factory=list)
     phases: list[tuple[str, float]] = msgspec.field(default_factory=list)
 

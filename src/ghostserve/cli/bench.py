@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ghostserve.errors import ConfigError
 
 __all__ = ["BENCHMARKS", "GPU_ONLY", "NOT_IN_ALL", "BenchSettings", "run_bench"]
 
-BENCHMARKS = ("codes", "overhead", "pause")
+BENCHMARKS = ("codes", "overhead", "pause", "hybrid")
 NOT_IN_ALL = ("vllm",)
 GPU_ONLY = ("kernels", "checkpoint", "rebuild")
 _EVERYTHING, _EVERYTHING_GPU = "all", "gpu-all"
@@ -205,10 +205,34 @@ def _vllm(console: Console, settings: BenchSettings) -> dict[str, Any]:
         )
 
 
+def _hybrid(console: Console, settings: BenchSettings) -> list[dict[str, Any]]:
+    from ghostserve.bench.hybrid import bench_hybrid
+    from ghostserve.bench.workload import bench_config
+
+    contexts = (64, 256) if settings.quick else (64, 256, 1024)
+    tp = settings.tensor_parallel_size
+    config = bench_config(_model(settings), tp, settings.parity)
+    with _progress(console, "hybrid") as say:
+        figures = bench_hybrid(config, contexts, rounds=settings.rounds, progress=say)
+    columns = ("tokens", "recovery", "refill (ms)", "expected (ms)", "of measured", "recomputed", "to other bits")
+    table = Table(*columns, title=f"refill of one lost rank, TP {tp}, {settings.parity}")
+    for f in sorted(figures, key=lambda f: f.context):
+        expected = ("", "") if f.predicted is None else (f"{f.predicted * 1e3:.1f}", f"{f.predicted / f.seconds:.2f}")
+        row = (str(f.context), f.policy, f"{f.seconds * 1e3:.1f}", *expected)
+        table.add_row(*row, str(f.recomputed_slots), str(f.rejected_slots))
+    console.print(table)
+    for context in contexts:
+        times = {f.policy: f.seconds for f in figures if f.context == context}
+        best = min(times["rebuild"], times["recompute"])
+        console.print(f"{context} tokens: hybrid takes {times['hybrid'] / best:.2f} of the better of the two")
+    return [asdict(f) for f in figures]
+
+
 _RUN: dict[str, Callable[[Console, BenchSettings], Any]] = {
     "codes": _codes,
     "overhead": _overhead,
     "pause": _pause,
+    "hybrid": _hybrid,
     "vllm": _vllm,
 }
 

@@ -11,6 +11,7 @@ from ghostserve import __version__
 from ghostserve.cli.sizes import parse_size
 from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError, GhostServeError
+from ghostserve.recovery.hybrid import Policy
 
 __all__ = ["app", "main"]
 
@@ -56,6 +57,7 @@ def serve(
     encoder: str = DEFAULTS.encoder,
     parity_memory: Size | None = DEFAULTS.parity_memory,
     standbys: int = DEFAULTS.standbys,
+    recovery: Policy = DEFAULTS.recovery,
     device: str = DEFAULTS.device,
     data_path: str = DEFAULTS.data_path,
     pin_weights: bool = DEFAULTS.pin_weights,
@@ -108,6 +110,8 @@ def serve(
         Host bytes for parity, such as 512M; enough for every block by default.
     standbys
         Pre-imported processes that wait to take a lost rank's place.
+    recovery
+        How lost KV comes back: hybrid (as measured rates say), rebuild, or recompute where the bits are the same.
     device
         cpu, cuda, or auto: cuda where there is a usable GPU.
     data_path
@@ -144,6 +148,7 @@ def serve(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         standbys=standbys,
+        recovery=recovery,
         device=device,
         data_path=data_path,
         pin_weights=pin_weights,
@@ -224,8 +229,8 @@ def bench(
     Parameters
     ----------
     which
-        codes, overhead, pause, or all of these; on a GPU kernels, checkpoint, rebuild, or gpu-all: these and overhead;
-        where vLLM is installed vllm: throughput and pause of its plug-in.
+        codes, overhead, pause, hybrid, or all of these; on a GPU kernels, checkpoint, rebuild, or gpu-all: these and
+        overhead; where vLLM is installed vllm: throughput and pause of its plug-in.
     model
         A transformers checkpoint folder, or a .gguf file; the bundled SmolLM2-135M-Instruct by default.
     tensor_parallel_size

@@ -1,11 +1,13 @@
 """The engine's settings, checked before anything starts."""
 
 import tempfile
+from typing import get_args
 
 import msgspec
 
 from ghostserve.errors import ConfigError
 from ghostserve.protect import Strategy, make_strategy
+from ghostserve.recovery.hybrid import Policy
 
 __all__ = ["DTYPES", "EngineConfig"]
 
@@ -49,6 +51,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     standbys: int = 1
     pin_weights: bool = True
     """On CUDA: keep the ranks' weights in host memory too, so that a newcomer copies instead of reading files."""
+    recovery: Policy = "hybrid"
+    """What is lost is rebuilt, or recomputed where the bits come out the same, or both at once as the rates say."""
     step_deadline: float = 60.0
     """Seconds after which a step without an answer counts as a hang."""
     phase_deadline: float = 120.0
@@ -74,6 +78,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.encoder not in ENCODERS:
             raise ConfigError(f"encoder {self.encoder!r} is unknown; allowed: {', '.join(ENCODERS)}")
         make_strategy(self.protect, self.parity)
+        if self.recovery not in get_args(Policy):
+            raise ConfigError(f"recovery {self.recovery!r} is unknown; allowed: {', '.join(get_args(Policy))}")
         if self.device not in DEVICES:
             raise ConfigError(f"device {self.device!r} is unknown; allowed: {', '.join(DEVICES)}")
         if self.data_path not in DATA_PATHS:

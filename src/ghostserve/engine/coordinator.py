@@ -22,6 +22,7 @@ from ghostserve.engine.serving import LoggedStep, Serving
 from ghostserve.errors import GhostServeError, RequestError
 from ghostserve.parity.budget import ParityBudget
 from ghostserve.recovery import events as ev
+from ghostserve.recovery.hybrid import Part
 from ghostserve.recovery.machine import MachineSettings, Phase, RecoveryMachine
 from ghostserve.sampling import TokenOutput
 from ghostserve.status import EngineStatus, RankStatus, StandbyStatus
@@ -107,9 +108,11 @@ class Coordinator(threading.Thread):
                 max_attempts=config.max_recovery_attempts,
             )
         )
-        self._driver = RecoveryDriver(machine, self._group, self._memory, self.serving, self._options.observer)
+        self._driver = RecoveryDriver(
+            machine, self._group, self._memory, self.serving, self._options.observer, config.recovery
+        )
         self._running_step: int | None = None
-        self._step_due = 0.0
+        self._step_sent = self._step_due = 0.0
         self._oldest_flush: tuple[int, int] | None = None
         self._flush_due = 0.0
         self._counts: Counter[str] = Counter()
@@ -267,13 +270,17 @@ class Coordinator(threading.Thread):
         if machine.phase is Phase.SERVING:
             machine.step_sent()
         self._running_step = plan.step
-        self._step_due = time.monotonic() + self.config.step_deadline
+        self._step_sent = time.monotonic()
+        self._step_due = self._step_sent + self.config.step_deadline
         for worker in machine.members.values():
             self._group.send(worker, msg.RunStep(machine.epoch, plan))
         self._options.observer("step", {"plan": plan, "replay": machine.phase is Phase.REPLAYING})
 
     def _step_done(self, step: int, sampled: tuple[msg.Sampled, ...]) -> None:
         self._running_step = None
+        parts = [Part(p.request_id, p.start, p.start + len(p.token_ids)) for p in self.serving.log[step].plan.parts]
+        taken = time.monotonic() - self._step_sent
+        self._driver.rates.saw_step(sum(p.tokens for p in parts), sum(p.keys for p in parts), taken)
         machine = self._driver.machine
         machine.step_finished()
         for accepted in self.serving.step_done(step, sampled):

@@ -11,6 +11,7 @@ from ghostserve.parity.geometry import CacheLayout, ShardMap
 from ghostserve.parity.ranges import SlotRange
 from ghostserve.parity.store import ParityStore
 from ghostserve.recovery.rebuild import RebuildReport, rebuild
+from ghostserve.recovery.recompute import recompute
 
 __all__ = ["DataPath", "HostDataPath"]
 
@@ -109,6 +110,19 @@ class HostDataPath:
             lost_ranks=lost_ranks,
             targets=targets,
             ranges=ranges,
+        )
+
+    def recompute(self, rank: int, ranges: Sequence[SlotRange], run: Callable[[], object], keep: bool) -> bool:
+        """Have `run` fill the slots of `ranges` of this rank's cache again; see `ghostserve.recovery.recompute`."""
+        return recompute(
+            store=self._store,
+            backend=self._backend,
+            arena=self._arenas[rank],
+            layout=self._layout,
+            shard=self._shard_map.shard_of(rank),
+            ranges=ranges,
+            run=run,
+            keep=keep,
         )
 
     def close(self) -> None:

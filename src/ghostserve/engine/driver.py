@@ -2,18 +2,24 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ghostserve.engine import messages as msg
 from ghostserve.engine.memory import EngineMemory
+from ghostserve.engine.refill import Refill, Share
 from ghostserve.engine.scheduler import Request
 from ghostserve.engine.serving import Serving
 from ghostserve.errors import GhostServeError
+from ghostserve.parity.ranges import without
 from ghostserve.recovery import events as ev
+from ghostserve.recovery.hybrid import Policy, Split, split
 from ghostserve.recovery.machine import Phase, RecoveryMachine
-from ghostserve.recovery.planner import RecoveryPlan, plan_recovery
+from ghostserve.recovery.planner import KVState, RecoveryPlan, plan_recovery
+from ghostserve.recovery.rates import RateBook
 from ghostserve.status import RecoveryRecord
 from ghostserve.workers.group import Exited, WorkerGroup
 from ghostserve.workers.rendezvous import host_rendezvous
@@ -36,7 +42,9 @@ class RecoveryDriver:
         memory: EngineMemory,
         serving: Serving,
         observer: Observer,
+        recovery: Policy = "hybrid",
     ) -> None:
+        """`recovery`: how lost KV comes back, where there is a choice."""
         self.machine = machine
         self.replay: list[int] = []
         self.records: list[RecoveryRecord] = []
@@ -47,6 +55,11 @@ class RecoveryDriver:
         self._serving = serving
         self._observer = observer
         self._rendezvous: TCPStore | None = None
+        self.rates = RateBook()
+        self._policy: Policy = recovery
+        self._disturbed = False
+        """A refill was cut off since the last resume: the next one only rebuilds, which waits for nobody."""
+        self._refill: Refill | None = None
         self._plan: RecoveryPlan | None = None
         self._handles: dict[int, bytes] = {}
         """worker -> how its peers map its cache, of those who have joined the present epoch."""
@@ -97,6 +110,9 @@ class RecoveryDriver:
                 self.tell(ev.Probed(worker, waiting))
             case msg.RebuildDone() if message.epoch == epoch:
                 self._rebuilt(worker, message)
+            case msg.Recomputed() if message.epoch == epoch and self._refill is not None:
+                self._refill.ran(worker, message)
+                self._refilled()
             case _:
                 log.debug("worker %d: %s of an older epoch dropped", worker, type(message).__name__)
 
@@ -158,6 +174,9 @@ class RecoveryDriver:
         self._rendezvous = None  # whoever still waits in the old one raises
         self._handles.clear()
         self._plan = None
+        if self._refill is not None and not self._refill.over:
+            self._disturbed = True
+        self._refill = None
         self.replay = []
         store = self._memory.store
         if store is not None and store.epoch < epoch:
@@ -169,16 +188,39 @@ class RecoveryDriver:
         return lost
 
     def _rebuild(self, epoch: int, lost_ranks: tuple[int, ...], targets: tuple[tuple[int, int], ...]) -> None:
-        self._make_plan(lost_ranks)
-        assert self._plan is not None
-        for worker, _ in targets:
-            self._group.send(worker, msg.Rebuild(epoch, lost_ranks, self._plan.rebuild))
+        states = self._make_plan(lost_ranks)
+        plan = self._plan
+        assert plan is not None
+        found = self._split(plan, states)
+        for reason in found.reasons:
+            log.info("plan: %s", reason)
+        self._plan = replace(plan, reasons=(*plan.reasons, *found.reasons))
+        shares = [Share(part, *self._serving.part_again(part)) for part in found.recompute]
+        self._refill = Refill(
+            epoch=epoch,
+            lost_ranks=lost_ranks,
+            targets=tuple(worker for worker, _ in targets),
+            members=dict(self.machine.members),
+            rebuild=without(plan.rebuild, [r for share in shares for r in share.ranges]),
+            shares=deque(shares),
+            split=found,
+            send=self._group.send,
+        )
+        self._refill.start()
 
-    def _make_plan(self, lost_ranks: tuple[int, ...]) -> None:
+    def _split(self, plan: RecoveryPlan, states: Sequence[KVState]) -> Split:
+        if not self._memory.arenas or self._memory.store is None or plan.start_over:
+            return Split((), ())  # the host does not reach the caches, or there is nothing to compare with
+        policy: Policy = "rebuild" if self._disturbed else self._policy
+        contexts = [state.parts for state in states if state.request_id not in plan.recompute]
+        return split(contexts, self.rates.rates(), policy)
+
+    def _make_plan(self, lost_ranks: tuple[int, ...]) -> list[KVState]:
         serving, memory = self._serving, self._memory
         serving.roll_back(memory.is_committed)
+        states = serving.kv_states(memory.count_missing)
         plan = plan_recovery(
-            serving.kv_states(memory.count_missing),
+            states,
             steps_after_watermark=serving.steps_after_watermark(),
             lost_ranks=lost_ranks,
             shard_map=serving.shard_map,
@@ -190,6 +232,7 @@ class RecoveryDriver:
         serving.pin(plan.replay)
         for request in serving.start_over() if plan.start_over else serving.recompute(plan.recompute):
             self._note_recomputed([request], plan.recompute.get(request.request_id, plan.reasons[0]))
+        return states
 
     def _rebuilt(self, worker: int, done: msg.RebuildDone) -> None:
         self._bytes_rebuilt += done.bytes_rebuilt + done.bytes_copied
@@ -206,7 +249,29 @@ class RecoveryDriver:
         if done.failed:
             ids = sorted(self._serving.owners(done.failed))
             self._note_recomputed(self._serving.recompute(ids), done.reasons[0])
-        self.tell(ev.Rebuilt(worker, done.epoch))
+        assert self._refill is not None
+        self._refill.rebuilt(worker)
+        self._refilled()
+
+    def _refilled(self) -> None:
+        """All that was lost is there again: remember how fast, and tell the machine."""
+        refill = self._refill
+        assert refill is not None
+        if not refill.over:
+            return
+        self._learn(refill)
+        for worker in refill.targets:
+            self.tell(ev.Rebuilt(worker, refill.epoch))
+
+    def _learn(self, refill: Refill) -> None:
+        rates, book = self.rates.rates(), self.rates
+        if not refill.tried:
+            book.saw_rebuild(refill.rebuilt_slots, refill.rebuild_seconds)
+            return
+        book.saw_recomputed(refill.tried, refill.recomputed)
+        if rates is not None and refill.seconds is not None and not refill.rejected:
+            alone = sum(rates.recompute(part) for part in refill.split.recompute)
+            book.saw_both(rates.slot * refill.rebuilt_slots, alone, refill.seconds)
 
     def _start_replay(self) -> None:
         if self._plan is None:  # no rank lost its KV
@@ -218,6 +283,7 @@ class RecoveryDriver:
             self.replayed()
 
     def _resume(self, epoch: int, timeline: ev.Timeline) -> None:
+        refill, self._refill, self._disturbed = self._refill, None, False
         record = RecoveryRecord(
             epoch=epoch,
             reason=timeline.reason,
@@ -228,6 +294,10 @@ class RecoveryDriver:
             bytes_read=self._bytes_read,
             replayed_steps=self._replayed,
             recomputed_requests=self._recomputed,
+            recomputed_slots=refill.recomputed if refill is not None else 0,
+            rejected_slots=refill.rejected if refill is not None else 0,
+            refill_seconds=(refill.seconds or 0.0) if refill is not None else 0.0,
+            predicted_seconds=refill.split.seconds if refill is not None else None,
             plan=list(self._plan.reasons) if self._plan is not None else [],
             phases=[(name, at - timeline.started) for name, at in timeline.marks],
         )

@@ -35,6 +35,8 @@ __all__ = [
     "Pong",
     "Rebuild",
     "RebuildDone",
+    "Recompute",
+    "Recomputed",
     "Release",
     "Released",
     "RunStep",
@@ -108,6 +110,18 @@ class Rebuild(msgspec.Struct, frozen=True, tag=True):
     epoch: int
     lost_ranks: tuple[int, ...]
     ranges: tuple[SlotRange, ...]
+    beside: bool = False
+    """On a thread of its own, as the rank recomputes meanwhile."""
+
+
+class Recompute(msgspec.Struct, frozen=True, tag=True):
+    """Every rank: run `part` alone; its slots are `ranges`. What does not match the checksums does not count."""
+
+    epoch: int
+    number: int
+    lost_ranks: tuple[int, ...]
+    part: SequencePart
+    ranges: tuple[SlotRange, ...]
 
 
 class Poison(msgspec.Struct, frozen=True, tag=True):
@@ -116,7 +130,7 @@ class Poison(msgspec.Struct, frozen=True, tag=True):
     blocks: tuple[int, ...]
 
 
-ToWorker = Load | Join | Attach | RunStep | Release | Rebuild | Poison | Ping | Shutdown
+ToWorker = Load | Join | Attach | RunStep | Release | Rebuild | Recompute | Poison | Ping | Shutdown
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -161,6 +175,14 @@ class RebuildDone(msgspec.Struct, frozen=True, tag=True):
     reasons: tuple[str, ...]
 
 
+class Recomputed(msgspec.Struct, frozen=True, tag=True):
+    """`accepted`: this rank's slots came out with the recorded bits."""
+
+    epoch: int
+    number: int
+    accepted: bool
+
+
 FromWorker = (
     Hello
     | Loaded
@@ -171,6 +193,7 @@ FromWorker = (
     | FlushAbandoned
     | Released
     | RebuildDone
+    | Recomputed
     | Pong
     | WorkerFailed
 )

@@ -22,6 +22,8 @@ class Request:
     tokens: list[int] = field(default_factory=list)
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    parts: list[tuple[int, int]] = field(default_factory=list)
+    """(start, stop) of each step's share of the KV: computed alone again, a share can give the same bits."""
     last_step: int = 0
     recomputed: int = 0
 
@@ -107,6 +109,7 @@ class Scheduler:
         for part in parts:
             request = self.requests[part.request_id]
             request.num_computed += len(part.token_ids)
+            request.parts.append((part.start, request.num_computed))
             request.last_step = step
         return parts
 
@@ -154,3 +157,4 @@ class Scheduler:
     def _give_back(self, request: Request) -> None:
         self._blocks.free(request.blocks, request.last_step)
         request.blocks = []
+        request.parts = []

@@ -15,6 +15,7 @@ from ghostserve.engine.scheduler import Request, Scheduler
 from ghostserve.parity.budget import ParityBudget
 from ghostserve.parity.geometry import ShardMap
 from ghostserve.parity.ranges import SlotRange
+from ghostserve.recovery.hybrid import Part
 from ghostserve.recovery.planner import KVState
 
 __all__ = ["Accepted", "LoggedStep", "Serving"]
@@ -148,8 +149,17 @@ class Serving:
                     missing += r.num_slots
                 else:
                     ranges.append(r)
-            states.append(KVState(request.request_id, tuple(ranges), missing + count_missing(ranges)))
+            parts = tuple(Part(request.request_id, a, b) for a, b in request.parts if b <= tokens)
+            states.append(KVState(request.request_id, tuple(ranges), missing + count_missing(ranges), parts))
         return states
+
+    def part_again(self, part: Part) -> tuple[SequencePart, tuple[SlotRange, ...]]:
+        """A share of a live request's KV as a part of a step that draws nothing, and the slots that it writes."""
+        request = self.scheduler.requests[part.request_id]
+        tokens = tuple(request.tokens[part.start : part.stop])
+        blocks = tuple(request.blocks[: self.blocks.needed(part.stop)])
+        again = SequencePart(part.request_id, tokens, part.start, blocks, None)
+        return again, tuple(self._ranges(request, part.start, part.stop))
 
     def live_slots(self) -> list[SlotRange]:
         """All slots that running requests have filled, committed or not."""

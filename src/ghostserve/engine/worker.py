@@ -23,6 +23,7 @@ from ghostserve.checkpoint.checkpointer import Checkpointer
 from ghostserve.checkpoint.tasks import FlushTask
 from ghostserve.engine import messages as msg
 from ghostserve.engine.communicator import CommunicatorError, make_communicator
+from ghostserve.engine.datapath import HostDataPath
 from ghostserve.engine.hardware import make_hardware
 from ghostserve.engine.launch import WorkerConfig
 from ghostserve.engine.model import ShardedModel
@@ -56,6 +57,7 @@ class Worker:
         self._hardware.prepare(self._model, self._communicator)
         self._runner: StepRunner | None = None
         self._checkpointer: Checkpointer | None = None
+        self._rebuilder: threading.Thread | None = None
 
     def run(self) -> None:
         """Serve until told to stop, until the coordinator is gone, or until this worker itself is broken."""
@@ -103,9 +105,12 @@ class Worker:
             case msg.RunStep(epoch, plan):
                 if epoch == self._epoch:
                     self._run_step(plan)
-            case msg.Rebuild(epoch, lost_ranks, ranges):
+            case msg.Rebuild(epoch, lost_ranks, ranges, beside):
                 if epoch == self._epoch:
-                    self._rebuild(lost_ranks, ranges)
+                    self._begin_rebuild(lost_ranks, ranges, beside)
+            case msg.Recompute(epoch, number, lost_ranks, part, ranges):
+                if epoch == self._epoch:
+                    self._recompute(number, lost_ranks, part, ranges)
             case msg.Poison(blocks):
                 self._hardware.poison(blocks)
             case _:
@@ -153,6 +158,10 @@ class Worker:
         """Leave the group and let the shadow come to rest: after this nothing here reads or writes shared memory."""
         self._epoch = epoch
         self._communicator.unbind()
+        if self._rebuilder is not None:
+            self._rebuilder.join(_DRAIN_SECONDS)
+            if self._rebuilder.is_alive():
+                raise CommunicatorError(f"the rebuild of rank {self._rank} did not end within {_DRAIN_SECONDS} s")
         if self._checkpointer is not None and not self._checkpointer.drain(_DRAIN_SECONDS):
             raise CommunicatorError(f"the flush of rank {self._rank} did not end within {_DRAIN_SECONDS} s")
         self._hardware.release()
@@ -181,14 +190,55 @@ class Worker:
         if self._rank == 0:
             self._channel.send(msg.StepDone(epoch, plan.step, sampled))
 
-    def _rebuild(self, lost_ranks: tuple[int, ...], ranges: Sequence[SlotRange]) -> None:
+    def _begin_rebuild(self, lost_ranks: tuple[int, ...], ranges: Sequence[SlotRange], beside: bool) -> None:
+        if not beside:
+            self._rebuild(self._epoch, lost_ranks, ranges)
+            return
+        self._rebuilder = threading.Thread(
+            target=self._rebuild_beside, args=(self._epoch, lost_ranks, ranges), name="rebuilder", daemon=True
+        )
+        self._rebuilder.start()
+
+    def _rebuild_beside(self, epoch: int, lost_ranks: tuple[int, ...], ranges: Sequence[SlotRange]) -> None:
+        try:
+            self._rebuild(epoch, lost_ranks, ranges)
+        except ChannelClosedError:
+            return  # the receiver ends the process
+        except Exception as error:  # noqa: BLE001 - as on the main thread: say why, then end
+            traceback.print_exc()
+            self._channel.send(msg.WorkerFailed(epoch, False, f"rebuild: {type(error).__name__}: {error}"))
+            os._exit(1)
+
+    def _recompute(
+        self, number: int, lost_ranks: tuple[int, ...], part: msg.SequencePart, ranges: Sequence[SlotRange]
+    ) -> None:
+        """One share of the refill: believed only if it comes out with the recorded bits."""
+        runner, path = self._runner, self._hardware.path
+        assert runner is not None
+        assert isinstance(path, HostDataPath), "only planned where the host reaches the caches"
+        self._failpoints.hit("recompute.begin", self._rank)
+        accepted = True
+        if not self._config.skip_rebuild:
+            try:
+                accepted = path.recompute(
+                    self._rank,
+                    ranges,
+                    run=lambda: runner.run(msg.StepPlan(0, (part,))),
+                    keep=self._rank not in lost_ranks,
+                )
+            except CommunicatorError as error:
+                self._peer_failed(error)
+                return
+        self._channel.send(msg.Recomputed(self._epoch, number, accepted))
+
+    def _rebuild(self, epoch: int, lost_ranks: tuple[int, ...], ranges: Sequence[SlotRange]) -> None:
         self._failpoints.hit("rebuild.begin", self._rank)
-        done = msg.RebuildDone(self._epoch, self._rank, 0, 0, 0, 0, (), (), ())
+        done = msg.RebuildDone(epoch, self._rank, 0, 0, 0, 0, (), (), ())
         path = self._hardware.path
         if ranges and not self._config.skip_rebuild and path is not None:
             report = path.rebuild(lost_ranks, ranges, targets=(self._rank,))
             done = msg.RebuildDone(
-                self._epoch,
+                epoch,
                 self._rank,
                 report.slots,
                 report.bytes_rebuilt,

@@ -59,6 +59,7 @@ def make_scenario(seed: int) -> Scenario:
         slot_bytes = spec.cache_layout.slot_bytes
         parity_memory = StoreGeometry(shards, _CODES[code], rng.randint(2, blocks - 2), _BLOCK, slot_bytes).total_bytes
     config = EngineConfig(
+        recovery="rebuild",  # simulated workers do not recompute
         model="simulated", tensor_parallel_size=ranks, parity=code, block_size=_BLOCK, parity_memory=parity_memory,
         flush_tokens=rng.choice((1, 1, 2, 4)), max_unprotected_tokens=rng.choice((4, 64)),
         encoder=rng.choice(("round_robin", "striped")), max_num_seqs=rng.choice((2, 4, 8)),

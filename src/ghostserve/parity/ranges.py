@@ -1,5 +1,6 @@
 """Which slots: the currency in which flushes, records and rebuilds are asked for."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SlotRange", "merge", "num_slots", "select", "singles", "slot_numbers", "split", "tiles"]
+__all__ = ["SlotRange", "merge", "num_slots", "select", "singles", "slot_numbers", "split", "tiles", "without"]
 
 
 class SlotRange(msgspec.Struct, frozen=True, array_like=True):
@@ -101,3 +102,20 @@ def select(ranges: Sequence[SlotRange], mask: NDArray[np.bool_]) -> tuple[SlotRa
     if mask.all():
         return tuple(ranges)
     return merge(slot for slot, wanted in zip(singles(ranges), mask, strict=True) if wanted)
+
+
+def without(ranges: Iterable[SlotRange], gone: Iterable[SlotRange]) -> tuple[SlotRange, ...]:
+    """The slots of `ranges` that are not in `gone`, in order; blocks are told apart by number and generation."""
+    holes: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for r in gone:
+        holes[r.block, r.generation].append((r.start, r.stop))
+    left: list[SlotRange] = []
+    for r in ranges:
+        at = r.start
+        for start, stop in sorted(holes.get((r.block, r.generation), ())):
+            if at < min(start, r.stop):
+                left.append(r.part(at, min(start, r.stop)))
+            at = max(at, stop)
+        if at < r.stop:
+            left.append(r.part(at, r.stop))
+    return tuple(left)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ghostserve.parity.geometry import ShardMap
 from ghostserve.parity.ranges import SlotRange, num_slots
+from ghostserve.recovery.hybrid import Part
 
 __all__ = ["KVState", "RecoveryPlan", "plan_recovery"]
 
@@ -14,12 +15,14 @@ class KVState:
     """The KV of one request as of the watermark.
 
     `ranges` are the slots that the steps up to the watermark wrote; `missing` counts those of them that have
-    no committed parity (never protected for want of host memory, or lost with the store).
+    no committed parity (never protected for want of host memory, or lost with the store). `parts` are the steps' shares
+    of it, in the order of its tokens.
     """
 
     request_id: str
     ranges: tuple[SlotRange, ...]
     missing: int
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
