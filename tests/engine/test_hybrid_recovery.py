@@ -11,46 +11,6 @@ from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError
 
 
-@pytest.fixture(scope="module")
-def stage(llama_3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    folder = tmp_path_factory.mktemp("points")
-    with running(folder, model=llama_3, tensor_parallel_size=3, parity="rs:2", recovery="recompute") as stage:
-        yield stage
-
-
-def assert_recomputed_slots(scene: Scene, *, some: bool = True) -> None:
-    for record in scene.recoveries:
-        assert record.recomputed_requests == 0
-        assert (record.recomputed_slots > 0) is some
-        assert record.refill_seconds > 0
-    scene.assert_undisturbed()
-
-
-@pytest.mark.parametrize("ranks", [(1,), (0, 2)], ids=str)
-def test_everything_is_run_again(stage: Stage, ranks: tuple[int, ...]) -> None:
-    scene = stage.scene()
-    scene.stream(1, prompt=200, tokens=12)
-    scene.stream(2, prompt=30, tokens=16)
-    scene.when(decoding(6)).kill(*ranks)
-    scene.finish()
-    assert_recomputed_slots(scene)
-
-
-@pytest.mark.parametrize("point", ["recompute.begin[0]", "recompute.begin[1]", "rebuild.end[2]"])
-def test_another_death_in_between(stage: Stage, point: str) -> None:
-    """What survivors have written over by then is put back; the next attempt only rebuilds."""
-    scene = stage.scene()
-    scene.stream(1, prompt=200, tokens=12)
-    scene.stream(2, prompt=30, tokens=16)
-    scene.when(decoding(6)).kill(2)
-    scene.arm(point)
-    scene.finish()
-    last = scene.recoveries[-1]
-    assert last.recomputed_requests == last.recomputed_slots == 0
-    assert any("was set to rebuild" in reason for reason in last.plan)
-    scene.assert_undisturbed()
-
-
 def test_rates_decide(llama_3: str, tmp_path: Path) -> None:
     """First nothing is known, so all is rebuilt; on a machine told to rebuild slowly, parts are recomputed."""
     with running(tmp_path / "points", model=llama_3, tensor_parallel_size=3, parity="rs:1") as stage:
@@ -113,3 +73,46 @@ def test_other_bits_are_rebuilt(llama_4: str, tmp_path: Path, monkeypatch: pytes
 def test_an_unknown_policy_is_refused(llama_4: str) -> None:
     with pytest.raises(ConfigError, match="recovery 'both' is unknown; allowed: hybrid, rebuild, recompute"):
         EngineConfig(model=llama_4, recovery="both")  # type: ignore[arg-type]
+
+
+# ---- one engine for several kills; last, as it starts standbys when it likes
+
+
+@pytest.fixture(scope="module")
+def stage(llama_3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("points")
+    with running(folder, model=llama_3, tensor_parallel_size=3, parity="rs:2", recovery="recompute") as stage:
+        yield stage
+
+
+def assert_recomputed_slots(scene: Scene, *, some: bool = True) -> None:
+    for record in scene.recoveries:
+        assert record.recomputed_requests == 0
+        assert (record.recomputed_slots > 0) is some
+        assert record.refill_seconds > 0
+    scene.assert_undisturbed()
+
+
+@pytest.mark.parametrize("ranks", [(1,), (0, 2)], ids=str)
+def test_everything_is_run_again(stage: Stage, ranks: tuple[int, ...]) -> None:
+    scene = stage.scene()
+    scene.stream(1, prompt=200, tokens=12)
+    scene.stream(2, prompt=30, tokens=16)
+    scene.when(decoding(6)).kill(*ranks)
+    scene.finish()
+    assert_recomputed_slots(scene)
+
+
+@pytest.mark.parametrize("point", ["recompute.begin[0]", "recompute.begin[1]", "rebuild.end[2]"])
+def test_another_death_in_between(stage: Stage, point: str) -> None:
+    """What survivors have written over by then is put back; the next attempt only rebuilds."""
+    scene = stage.scene()
+    scene.stream(1, prompt=200, tokens=12)
+    scene.stream(2, prompt=30, tokens=16)
+    scene.when(decoding(6)).kill(2)
+    scene.arm(point)
+    scene.finish()
+    last = scene.recoveries[-1]
+    assert last.recomputed_requests == last.recomputed_slots == 0
+    assert any("was set to rebuild" in reason for reason in last.plan)
+    scene.assert_undisturbed()
