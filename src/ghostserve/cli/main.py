@@ -365,6 +365,88 @@ def plan(
     return run_plan(read_shape(model), chosen, often, wishes, output=output, plot=plot)
 
 
+@app.command
+def simulate(
+    *,
+    gpus: int = 1024,
+    hours: float = 24.0,
+    constants: Path | None = None,
+    trace: Path | None = None,
+    rate: float = 0.2,
+    scale_rate: float = 1.0,
+    max_tokens: int = 32768,
+    failures: str = "llama-3",
+    per_gpu_hour: float | None = None,
+    spares: int = 16,
+    repair_hours: float = 4.0,
+    strategies: str | None = None,
+    seed: int = 0,
+    output: Path | None = None,
+    plot: Path | None = None,
+) -> int:
+    """Simulate a fleet under failures: every strategy with the same arrivals and faults (docs/planning.md).
+
+    Parameters
+    ----------
+    gpus
+        GPUs of the fleet.
+    hours
+        Simulated time.
+    constants
+        A JSON file with what one engine does in how much time; assumed figures of a 70B Llama on 8 H100 by default.
+    trace
+        An Azure (CSV) or Mooncake (JSON lines) trace, repeated on every engine; Poisson arrivals by default.
+    rate
+        Poisson: requests a second to each engine, of 500 to 8000 prompt and 50 to 500 output tokens.
+    scale_rate
+        A trace: 2 lets its requests come twice as fast.
+    max_tokens
+        A trace: prompt and output of a request together.
+    failures
+        How often GPUs fail: llama-3, meta-rsc or none.
+    per_gpu_hour
+        Failures of one GPU in an hour, in place of the preset's.
+    spares
+        GPUs that wait for any engine.
+    repair_hours
+        Until a lost GPU is a spare again.
+    strategies
+        Such as none,parity:1; all by default.
+    seed
+        Decides arrivals and faults.
+    output
+        Write settings, constants and outcomes to this file, as JSON.
+    plot
+        Draw the strategies into this PNG file.
+    """
+    from ghostserve.cli.simulate import run_fleet
+    from ghostserve.fleetsim import STRATEGIES, Constants, FleetSettings, poisson_load, read_constants, trace_load
+    from ghostserve.plan import FAILURES
+    from ghostserve.traces import read_trace
+
+    if failures not in FAILURES:
+        raise ConfigError(f"failures {failures!r} is unknown; allowed: {', '.join(FAILURES)}")
+    often = FAILURES[failures]
+    settings = FleetSettings(
+        gpus=gpus,
+        seconds=hours * 3600,
+        per_gpu_hour=often.per_gpu_hour if per_gpu_hour is None else per_gpu_hour,
+        gpu_share=often.gpu_share,
+        multi_share=often.multi_share,
+        spares=spares,
+        repair_s=repair_hours * 3600,
+        seed=seed,
+    )
+    if trace is None:
+        load = poisson_load(rate, settings.seconds, prompt=(500, 8000), output=(50, 500), seed=seed)
+    else:
+        found = read_trace(trace, scale_rate=scale_rate, max_tokens=max_tokens)
+        load = trace_load(found, settings.seconds, seed=seed)
+    engine = Constants() if constants is None else read_constants(constants)
+    chosen = strategies.split(",") if strategies else STRATEGIES
+    return run_fleet(settings, engine, load, chosen, output=output, plot=plot)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. An error is one line on stderr: 2 for bad settings, else 1."""
     words = list(sys.argv[1:] if arguments is None else arguments)

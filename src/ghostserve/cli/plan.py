@@ -12,6 +12,8 @@ from ghostserve.plan import Failures, Hardware, ModelShape, Plan, Wishes, make_p
 
 __all__ = ["run_plan"]
 
+_LOG_WIDTH = 150  # of a file: the table unbroken
+
 
 def run_plan(
     model: ModelShape, hardware: Hardware, failures: Failures, wishes: Wishes, *, output: Path | None, plot: Path | None
@@ -26,9 +28,11 @@ def run_plan(
         require_matplotlib()
     plan = make_plan(model, hardware, failures, wishes)
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_LOG_WIDTH)
     console.print(
-        f"{model.name}, TP {wishes.tensor_parallel_size}, {wishes.sequences} x {wishes.context} tokens, {hardware.name};"
-        f" prefill {plan.prefill_tokens_per_s:.0f} tokens/s; {plan.failures_a_year:.2f} failures a year of this engine"
+        f"{model.name}, TP {wishes.tensor_parallel_size}, {hardware.name}: {wishes.sequences} x {wishes.context} tokens"
+        f", prefill {plan.prefill_tokens_per_s:.0f} tokens/s, {plan.failures_a_year:.2f} failures a year of this engine"
     )
     table = Table("strategy", "K", "host", "disk", "overhead", "pause (s)", "GPU-hours lost a year")
     for o in plan.outlooks:
