@@ -377,6 +377,7 @@ def simulate(
     max_tokens: int = 32768,
     failures: str = "llama-3",
     per_gpu_hour: float | None = None,
+    gpu_share: float | None = None,
     spares: int = 16,
     repair_hours: float = 4.0,
     strategies: str | None = None,
@@ -406,6 +407,8 @@ def simulate(
         How often GPUs fail: llama-3, meta-rsc or none.
     per_gpu_hour
         Failures of one GPU in an hour, in place of the preset's.
+    gpu_share
+        The part of the failures that lose a GPU, in place of the preset's; the rest lose the host with its memory.
     spares
         GPUs that wait for any engine.
     repair_hours
@@ -431,7 +434,7 @@ def simulate(
         gpus=gpus,
         seconds=hours * 3600,
         per_gpu_hour=often.per_gpu_hour if per_gpu_hour is None else per_gpu_hour,
-        gpu_share=often.gpu_share,
+        gpu_share=often.gpu_share if gpu_share is None else gpu_share,
         multi_share=often.multi_share,
         spares=spares,
         repair_s=repair_hours * 3600,
