@@ -287,6 +287,182 @@ def simulate_faults(*, seed: int | None = None, seeds: int = 1, jobs: int | None
     return run_simulation(seed, seeds, jobs)
 
 
+@app.command
+def plan(
+    model: str,
+    /,
+    *,
+    tensor_parallel_size: Ranks = 8,
+    hardware: str = "h100",
+    failures: str = "llama-3",
+    context: int = 65536,
+    sequences: int = 16,
+    host_memory: Size = 256 << 30,
+    max_pause: float = 10.0,
+    max_parity: int = 4,
+    overhead: float = 0.0,
+    link_gbps: float | None = None,
+    ssd_gbps: float | None = None,
+    mfu: float | None = None,
+    detect_s: float | None = None,
+    rejoin_s: float | None = None,
+    hours_between_failures: float | None = None,
+    output: Path | None = None,
+    plot: Path | None = None,
+) -> int:
+    """Weigh the ways to protect the KV cache: memory, pause and work lost, and which one to take (docs/planning.md).
+
+    Parameters
+    ----------
+    model
+        A checkpoint folder with a config.json, or llama-3-8b, llama-3-70b, llama-3.1-405b.
+    tensor_parallel_size
+        GPUs of one engine.
+    hardware
+        h100 or h200.
+    failures
+        How often GPUs fail: llama-3, meta-rsc or none.
+    context
+        Tokens of each sequence in flight when something fails.
+    sequences
+        Sequences in flight.
+    host_memory
+        Bytes of host memory that protection may take, such as 64G.
+    max_pause
+        Seconds that a failure may stop the streams.
+    max_parity
+        The largest K to weigh.
+    overhead
+        The part of an engine's time that protection costs while nothing fails, 0.01 = 1 %.
+    link_gbps
+        GB/s between a GPU and host memory, in place of the hardware's.
+    ssd_gbps
+        GB/s of the disk.
+    mfu
+        The part of a GPU's peak that a prefill reaches.
+    detect_s
+        Seconds until a death is noticed.
+    rejoin_s
+        Seconds until a standby has the lost rank's place.
+    hours_between_failures
+        Of one GPU, in place of the preset's.
+    output
+        Write inputs and plan to this file, as JSON.
+    plot
+        Draw the strategies into this PNG file.
+    """
+    from msgspec.structs import replace
+
+    from ghostserve.cli.plan import run_plan
+    from ghostserve.plan import FAILURES, HARDWARE, Wishes, read_shape
+
+    for name, value, known in (("hardware", hardware, HARDWARE), ("failures", failures, FAILURES)):
+        if value not in known:
+            raise ConfigError(f"{name} {value!r} is unknown; allowed: {', '.join(known)}")
+    rates = {"link_gbps": link_gbps, "ssd_gbps": ssd_gbps, "mfu": mfu, "detect_s": detect_s, "rejoin_s": rejoin_s}
+    chosen = replace(HARDWARE[hardware], **{name: rate for name, rate in rates.items() if rate is not None})
+    often = FAILURES[failures]
+    if hours_between_failures is not None:
+        if not hours_between_failures > 0:
+            raise ConfigError(f"hours_between_failures must be above 0, not {hours_between_failures}")
+        often = replace(often, per_gpu_hour=1 / hours_between_failures, source="--hours-between-failures")
+    wishes = Wishes(
+        tensor_parallel_size=tensor_parallel_size,
+        context=context,
+        sequences=sequences,
+        host_bytes=host_memory,
+        max_pause=max_pause,
+        max_parity=max_parity,
+        overhead=overhead,
+    )
+    return run_plan(read_shape(model), chosen, often, wishes, output=output, plot=plot)
+
+
+@app.command
+def simulate(
+    *,
+    gpus: int = 1024,
+    hours: float = 24.0,
+    constants: Path | None = None,
+    trace: Path | None = None,
+    rate: float = 0.2,
+    scale_rate: float = 1.0,
+    max_tokens: int = 32768,
+    failures: str = "llama-3",
+    per_gpu_hour: float | None = None,
+    gpu_share: float | None = None,
+    spares: int = 16,
+    repair_hours: float = 4.0,
+    strategies: str | None = None,
+    seed: int = 0,
+    output: Path | None = None,
+    plot: Path | None = None,
+) -> int:
+    """Simulate a fleet under failures: every strategy with the same arrivals and faults (docs/planning.md).
+
+    Parameters
+    ----------
+    gpus
+        GPUs of the fleet.
+    hours
+        Simulated time.
+    constants
+        A JSON file with what one engine does in how much time; assumed figures of a 70B Llama on 8 H100 by default.
+    trace
+        An Azure (CSV) or Mooncake (JSON lines) trace, repeated on every engine; Poisson arrivals by default.
+    rate
+        Poisson: requests a second to each engine, of 500 to 8000 prompt and 50 to 500 output tokens.
+    scale_rate
+        A trace: 2 lets its requests come twice as fast.
+    max_tokens
+        A trace: prompt and output of a request together.
+    failures
+        How often GPUs fail: llama-3, meta-rsc or none.
+    per_gpu_hour
+        Failures of one GPU in an hour, in place of the preset's.
+    gpu_share
+        The part of the failures that lose a GPU, in place of the preset's; the rest lose the host with its memory.
+    spares
+        GPUs that wait for any engine.
+    repair_hours
+        Until a lost GPU is a spare again.
+    strategies
+        Such as none,parity:1; all by default.
+    seed
+        Decides arrivals and faults.
+    output
+        Write settings, constants and outcomes to this file, as JSON.
+    plot
+        Draw the strategies into this PNG file.
+    """
+    from ghostserve.cli.simulate import run_fleet
+    from ghostserve.fleetsim import STRATEGIES, Constants, FleetSettings, poisson_load, read_constants, trace_load
+    from ghostserve.plan import FAILURES
+    from ghostserve.traces import read_trace
+
+    if failures not in FAILURES:
+        raise ConfigError(f"failures {failures!r} is unknown; allowed: {', '.join(FAILURES)}")
+    often = FAILURES[failures]
+    settings = FleetSettings(
+        gpus=gpus,
+        seconds=hours * 3600,
+        per_gpu_hour=often.per_gpu_hour if per_gpu_hour is None else per_gpu_hour,
+        gpu_share=often.gpu_share if gpu_share is None else gpu_share,
+        multi_share=often.multi_share,
+        spares=spares,
+        repair_s=repair_hours * 3600,
+        seed=seed,
+    )
+    if trace is None:
+        load = poisson_load(rate, settings.seconds, prompt=(500, 8000), output=(50, 500), seed=seed)
+    else:
+        found = read_trace(trace, scale_rate=scale_rate, max_tokens=max_tokens)
+        load = trace_load(found, settings.seconds, seed=seed)
+    engine = Constants() if constants is None else read_constants(constants)
+    chosen = strategies.split(",") if strategies else STRATEGIES
+    return run_fleet(settings, engine, load, chosen, output=output, plot=plot)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. An error is one line on stderr: 2 for bad settings, else 1."""
     words = list(sys.argv[1:] if arguments is None else arguments)
