@@ -102,3 +102,8 @@ def test_a_port_in_use(ghostserve: RunCommand, tiny: str) -> None:
         done = ghostserve("serve", tiny, "--port", str(port), "--log-level", "error")
     assert done.returncode == 2
     assert done.stderr == f"error: port {port} on 127.0.0.1 is in use; choose another with --port\n"
+
+
+def test_a_code_does_not_go_with_copies(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "model", "--protect", "replicate-host", "--parity", "rs:2"]) == 2
+    assert "--parity rs:2 names a code for --protect parity, not for replicate-host" in capsys.readouterr().err

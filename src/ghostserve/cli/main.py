@@ -42,7 +42,7 @@ def serve(
     tensor_parallel_size: Ranks = DEFAULTS.tensor_parallel_size,
     protect: str = DEFAULTS.protect,
     protect_folder: str = DEFAULTS.protect_folder,
-    parity: str = DEFAULTS.parity,
+    parity: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     served_model_name: str | None = None,
@@ -81,7 +81,8 @@ def serve(
     protect_folder
         Where replicate-ssd writes its copies; the folder for temporary files by default.
     parity
-        The code that protects the KV cache: none, xor, rdp, or rs:K to survive the loss of K ranks at once.
+        The code that protects the KV cache: none, xor, rdp, or rs:K to survive the loss of K ranks at once; rs:1 by
+        default.
     host
         The address to listen on.
     port
@@ -129,6 +130,8 @@ def serve(
     """
     from ghostserve.cli.serve import run_server
 
+    if parity is not None and protect != DEFAULTS.protect:
+        raise ConfigError(f"--parity {parity} names a code for --protect parity, not for {protect}: leave one out")
     if engine != "embedded":  # vllm was taken by `main`
         raise ConfigError(f"engine {engine!r} is unknown; allowed: embedded, vllm")
     config = EngineConfig(
@@ -137,7 +140,7 @@ def serve(
         dtype=dtype,
         protect=protect,
         protect_folder=protect_folder,
-        parity=parity,
+        parity=DEFAULTS.parity if parity is None else parity,
         flush_tokens=flush_tokens,
         max_unprotected_tokens=max_unprotected_tokens,
         encoder=encoder,
