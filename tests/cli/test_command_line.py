@@ -56,7 +56,10 @@ def test_help_is_fast_and_version_is_known(ghostserve: RunCommand) -> None:
         (["demo", "--parity", "none"], "parity is 'none'"),
         (["demo", "--max-tokens", "2"], "max_tokens must be at least 24, not 2"),
         (["demo", "--svg", "/no/such/folder/x.svg"], "folder does not exist"),
-        (["bench", "luck"], "benchmark 'luck' is unknown; allowed: all, codes, overhead, pause, gpu-all, kernels"),
+        (
+            ["bench", "luck"],
+            "benchmark 'luck' is unknown; allowed: all, codes, overhead, pause, hybrid, gpu-all, kernels",
+        ),
         (["bench", "overhead", "--device", "tpu"], "device 'tpu' is unknown; allowed: cpu, cuda"),
         (["bench", "codes", "--output", "/no/such/folder/x.json"], "the folder '/no/such/folder' does not exist"),
     ],
