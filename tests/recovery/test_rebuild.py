@@ -255,6 +255,43 @@ def test_a_damaged_replica_is_corrected_from_another():
     assert all(group.whole(rank) for rank in range(6))
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
+def test_every_live_copy_is_verified_and_corrected(rank):
+    """Also one of a shard that nobody lost, and one that the rebuild has no need to read."""
+    group = Group("rs:1", world=6, heads=2)
+    slot = SlotRange(5, 1, 1, 2, 3)
+    group.flip(rank, slot)
+    report = group.rebuild(0)
+    assert report.corrected == (Fault(group.shard_map.shard_of(rank), rank, slot),)
+    assert (report.failed, report.damaged, report.bytes_rebuilt) == ((), (), 0)
+    assert all(group.whole(rank) for rank in range(6))
+
+
+def test_copies_that_are_all_damaged_are_corrected_from_parity():
+    group = Group("rs:1", world=6, heads=2)
+    slot = SlotRange(5, 1, 1, 2, 3)
+    for rank in (3, 4, 5):
+        group.flip(rank, slot, byte=rank)
+    report = group.rebuild(0)
+    assert set(report.corrected) == {Fault(1, rank, slot) for rank in (3, 4, 5)}
+    assert (report.failed, report.damaged) == ((), ())
+    assert all(group.whole(rank) for rank in range(6))
+
+
+def test_copies_that_are_all_damaged_beyond_the_code_fail_that_slot_only():
+    """The slot of the survivors is lost too: whoever owns it must be computed anew."""
+    group = Group("rs:1", world=6, heads=2)
+    slot = SlotRange(5, 1, 1, 2, 3)
+    for rank in (3, 4, 5):
+        group.flip(rank, slot, byte=rank)
+    group.store.payload(slot)[0, 0, 3] ^= 1
+    report = group.rebuild(0)
+    assert report.failed == (slot,)
+    assert report.reasons == (f"shards [1, 2] are lost or damaged, {group.code} rebuilds 1",)
+    assert report.corrected == ()
+    assert group.whole(0)
+
+
 def test_nothing_to_do_is_done_at_once():
     report = Group("rs:1").rebuild(0, ranges=())
     assert (report.slots, report.bytes_read, report.failed) == (0, 0, ())

@@ -385,6 +385,7 @@ class Coordinator(threading.Thread):
             recoveries=list(driver.records),
             counters={
                 **{name: float(value) for name, value in self._counts.items()},
+                **{name: float(value) for name, value in driver.counts.items()},
                 "preemptions": float(serving.preemptions),
                 "replay_mismatches": float(serving.replay_mismatches),
             },

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -14,7 +14,8 @@ from ghostserve.engine.refill import Refill, Share
 from ghostserve.engine.scheduler import Request
 from ghostserve.engine.serving import Serving
 from ghostserve.errors import GhostServeError
-from ghostserve.parity.ranges import without
+from ghostserve.parity.ranges import num_slots, without
+from ghostserve.parity.reader import Fault
 from ghostserve.recovery import events as ev
 from ghostserve.recovery.hybrid import Policy, Split, split
 from ghostserve.recovery.machine import Phase, RecoveryMachine
@@ -63,6 +64,8 @@ class RecoveryDriver:
         self._plan: RecoveryPlan | None = None
         self._handles: dict[int, bytes] = {}
         """worker -> how its peers map its cache, of those who have joined the present epoch."""
+        self.counts: Counter[str] = Counter(dict.fromkeys(("corrected_slots", "damaged_slots", "failed_slots"), 0))
+        """For the status, from the start on: what rebuilds found damaged, and what they could not bring back."""
         self._reset_counts()
 
     # ---- in
@@ -237,6 +240,9 @@ class RecoveryDriver:
     def _rebuilt(self, worker: int, done: msg.RebuildDone) -> None:
         self._bytes_rebuilt += done.bytes_rebuilt + done.bytes_copied
         self._bytes_read += done.bytes_read
+        self._note_faults(done.corrected, "corrected")
+        self._note_faults(done.damaged, "damaged")
+        self.counts["failed_slots"] += num_slots(done.failed)
         for failed, reason in zip(done.failed, done.reasons, strict=False):
             log.warning(
                 "rank %d, block %d, slots %d..%d: %s",
@@ -252,6 +258,20 @@ class RecoveryDriver:
         assert self._refill is not None
         self._refill.rebuilt(worker)
         self._refilled()
+
+    def _note_faults(self, faults: Sequence[Fault], outcome: str) -> None:
+        """Bytes that did not match their checksums: counted by slot, as each newcomer found them."""
+        for fault in faults:
+            slots = fault.slots
+            log.warning(
+                "%s, block %d, slots %d..%d: the bytes do not match their recorded checksums (%s)",
+                f"parity shard {fault.shard}" if fault.rank is None else f"rank {fault.rank}",
+                slots.block,
+                slots.start,
+                slots.stop,
+                "put right" if outcome == "corrected" else "left as they are",
+            )
+            self.counts[f"{outcome}_slots"] += slots.num_slots
 
     def _refilled(self) -> None:
         """All that was lost is there again: remember how fast, and tell the machine."""

@@ -7,6 +7,7 @@ import msgspec
 
 from ghostserve.checkpoint.tasks import FlushTask
 from ghostserve.parity.ranges import SlotRange
+from ghostserve.parity.reader import Fault
 from ghostserve.workers.messages import (
     Hello,
     Load,
@@ -171,8 +172,9 @@ class RebuildDone(msgspec.Struct, frozen=True, tag=True):
     bytes_copied: int
     bytes_read: int
     failed: tuple[SlotRange, ...]
-    corrected: tuple[SlotRange, ...]
+    corrected: tuple[Fault, ...]
     reasons: tuple[str, ...]
+    damaged: tuple[Fault, ...] = ()
 
 
 class Recomputed(msgspec.Struct, frozen=True, tag=True):

@@ -245,8 +245,9 @@ class Worker:
                 report.bytes_copied,
                 report.bytes_read,
                 tuple(report.failed),
-                tuple(fault.slots for fault in report.corrected),
+                report.corrected,
                 tuple(report.reasons),
+                report.damaged,
             )
         self._failpoints.hit("rebuild.end", self._rank)
         self._channel.send(done)

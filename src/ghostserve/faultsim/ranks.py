@@ -208,8 +208,9 @@ class SimulatedWorker:
                 report.bytes_copied,
                 report.bytes_read,
                 tuple(report.failed),
-                tuple(fault.slots for fault in report.corrected),
+                report.corrected,
                 tuple(report.reasons),
+                report.damaged,
             )
         yield from self._point("rebuild.end")
         self._say(done)

@@ -226,8 +226,7 @@ class World:
         self._most_lost = max(self._most_lost, len(self.shard_map.lost_shards(message.lost_ranks)))
         for fault in self.faults:
             survivors = [r for r in range(self.scenario.ranks) if r not in message.lost_ranks]
-            now = survivors and message.ranges and self.shard_map.copies == 1
-            # A copy that the rebuild does not have to read is not verified: see docs/reliability.md.
+            now = survivors and message.ranges
             if isinstance(fault, FlipKV) and fault.nth == len(self._rebuilds) and now:
                 self._flip_kv(survivors[int(fault.place * len(survivors))], message.ranges, fault.place)
 

@@ -97,6 +97,23 @@ class ShardReader:
             self.repair(shard, rank, select(ranges, bad & good), data[bad & good])
         return data, good
 
+    def read_copies(self, shard: int, ranges: Sequence[SlotRange]) -> tuple[Bytes, Mask]:
+        """As `read` of a data shard, but all live copies are read; each that fails is replaced by one that passes."""
+        data = np.empty((num_slots(ranges), self._layout.slot_bytes), dtype=np.uint8)
+        good = np.zeros(len(data), dtype=np.bool_)
+        tried: list[tuple[int, Mask]] = []
+        for rank in self._shard_map.live_ranks_of(shard, self._lost_ranks):
+            copy = self._arenas[rank].gather(self._layout, ranges)
+            self.bytes_read += copy.nbytes
+            right = self.verify(shard, ranges, copy)
+            self._note(shard, rank, select(ranges, ~right))
+            tried.append((rank, ~right))
+            data[right] = copy[right]
+            good |= right
+        for rank, bad in tried:
+            self.repair(shard, rank, select(ranges, bad & good), data[bad & good])
+        return data, good
+
     def verify(self, shard: int, ranges: Sequence[SlotRange], data: Bytes) -> Mask:
         """Which slots of `data`, uint8 (S, slot_bytes), match the recorded checksums; bool (S,)."""
         good: Mask = self._backend.checksums(data) == self._store.records(ranges)[:, shard]

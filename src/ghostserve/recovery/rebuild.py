@@ -1,7 +1,8 @@
 """Refilling the arenas of lost ranks: copied from a replica where one lives, else computed from parity.
 
 Nothing unverified is used or written: every shard that is read and every shard that is computed must match
-the checksum that was recorded when the slot was encoded.
+the checksum that was recorded when the slot was encoded. Of the slots asked for, every live rank's bytes are
+verified: also those copies of replicated shards that nothing has to be computed from.
 """
 
 import time
@@ -31,9 +32,9 @@ Bytes = NDArray[np.uint8]
 class RebuildReport:
     """What a rebuild did. Bytes count what was written to (or, `bytes_read`, read from) arenas and store.
 
-    `failed` are the slots, of `slots` asked for, that some target did not get back; `reasons` says why, one
-    entry a range. `corrected` are survivors' slots that did not match their checksums and were put right;
-    `damaged` those, and parity, that were left as they are.
+    `failed` are the slots, of `slots` asked for, that some target did not get back, or of which no live copy of a
+    survivors' shard is right; `reasons` says why, one entry a range. `corrected` are survivors' slots that did not
+    match their checksums and were put right; `damaged` those, and parity, that were left as they are.
     """
 
     slots: int
@@ -113,7 +114,10 @@ class _Rebuild:
         self.lost_ranks, self.targets = lost_ranks, targets
         self.lost = frozenset(shard_map.lost_shards(lost_ranks))
         needed = frozenset(shard_map.shard_of(rank) for rank in targets)
-        self.to_copy, self.to_decode = sorted(needed - self.lost), needed & self.lost
+        self.to_copy, self.to_decode = needed - self.lost, needed & self.lost
+        # Decoding reads each survivor where every rank has a shard of its own; of replicas it reads one, or none.
+        held = frozenset(range(shard_map.num_shards)) - self.lost
+        self.to_check = sorted(held) if shard_map.copies > 1 else []
         self.bytes_rebuilt = self.bytes_copied = 0
         self._reasons: dict[SlotRange, str] = {}
         # Backends keep what they compile with the plan object: ask the code for each plan once.
@@ -126,9 +130,10 @@ class _Rebuild:
         ranges = select(tile, committed)
         if not ranges:
             return
-        for shard in self.to_copy:
-            data, good = self.reader.read(shard, ranges)
-            self.bytes_copied += self._put(shard, select(ranges, good), data[good])
+        for shard in self.to_check:
+            data, good = self.reader.read_copies(shard, ranges)
+            if shard in self.to_copy:
+                self.bytes_copied += self._put(shard, select(ranges, good), data[good])
             self._decode(select(ranges, ~good), self.lost | {shard}, frozenset({shard}))
         if self.to_decode:
             self._decode(ranges, self.lost, self.to_decode)
