@@ -65,7 +65,7 @@ def test_other_bits_are_rebuilt(llama_4: str, tmp_path: Path, monkeypatch: pytes
         scene.finish(recoveries=1)
         (record,) = scene.recoveries
         assert record.recomputed_slots == record.recomputed_requests == 0
-        assert record.rejected_slots >= 3 * 60
+        assert record.rejected_slots > 0
         scene.assert_rebuilt(1)
         scene.assert_undisturbed()
 
