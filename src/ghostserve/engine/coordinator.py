@@ -367,6 +367,7 @@ class Coordinator(threading.Thread):
             num_running=len(serving.scheduler.running),
             num_waiting=len(serving.scheduler.waiting),
             kv_cache_usage=serving.blocks.usage,
+            recovering_seconds=0.0 if machine.timeline is None else time.monotonic() - machine.timeline.started,
             recoveries=list(driver.records),
             counters={
                 **{name: float(value) for name, value in self._counts.items()},
