@@ -292,4 +292,5 @@ def test_there_is_no_endpoint_that_breaks_anything(engine: FakeEngine) -> None:
         ("/ready", "GET"),
         ("/metrics", "GET"),
         ("/version", "GET"),
+        ("/openapi.json", "GET"),
     }

@@ -25,7 +25,7 @@ def _size(_: Any, tokens: Sequence[Token]) -> int:
 
 Ranks = Annotated[int, Parameter(alias="-tp")]
 Limits = Annotated[ServerSettings, Parameter(name="*")]
-Keys = Annotated[list[str] | None, Parameter(env_var="GHOSTSERVE_API_KEY", show_default=False, negative="")]
+Keys = Annotated[list[str] | None, Parameter(negative="")]
 Size = Annotated[int, Parameter(converter=_size, n_tokens=1)]
 
 app = App(
@@ -86,7 +86,8 @@ def serve(
     port
         The port to listen on; 0 takes a free one.
     api_key
-        A key that requests must bring as a bearer token; may be given several times.
+        A key that requests must bring as a bearer token; may be given several times. By default those of the
+        environment's GHOSTSERVE_API_KEY, separated by spaces.
     served_model_name
         The name that requests give as "model"; the checkpoint's own by default.
     dtype
@@ -128,7 +129,7 @@ def serve(
     log_level
         debug, info, warning or error.
     """
-    from ghostserve.cli.serve import run_server
+    from ghostserve.cli.serve import choose_keys, run_server
 
     if engine != "embedded":  # vllm was taken by `main`
         raise ConfigError(f"engine {engine!r} is unknown; allowed: embedded, vllm")
@@ -160,7 +161,7 @@ def serve(
         limits,
         host=host,
         port=port,
-        api_keys=api_key or (),
+        api_keys=choose_keys(api_key),
         served_model_name=served_model_name,
         log_level=log_level,
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,15 @@ from rich.console import Console
 
 from ghostserve.cli.logs import quiet_progress_bars, set_up_logging
 from ghostserve.engine.config import EngineConfig
+from ghostserve.errors import ConfigError
 from ghostserve.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from ghostserve.engine.engine import Engine
 
-__all__ = ["run_server"]
+__all__ = ["choose_keys", "run_server"]
+
+KEYS_VARIABLE = "GHOSTSERVE_API_KEY"
 
 log = logging.getLogger("ghostserve.serve")
 
@@ -53,6 +57,17 @@ def run_server(
             finally:
                 _stop(engine)
     return 0
+
+
+def choose_keys(given: Sequence[str] | None) -> Sequence[str]:
+    """The keys given as flags, else those of the environment. Raises `ConfigError` where that is set and has none."""
+    if given is not None:
+        return given
+    keys = os.environ.get(KEYS_VARIABLE, "").split()
+    if not keys and KEYS_VARIABLE in os.environ:
+        # A mistake in some script: a server that asks for no key would be the worst answer to it.
+        raise ConfigError(f"{KEYS_VARIABLE} is set and empty: set it to a key, or unset it")
+    return keys
 
 
 def _start(config: EngineConfig, served_model_name: str | None) -> "Engine":

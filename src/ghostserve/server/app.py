@@ -11,6 +11,7 @@ from ghostserve.server.engine_client import EngineClient
 from ghostserve.server.errors import ErrorHandlers
 from ghostserve.server.gate import ApiKeys, Gate
 from ghostserve.server.metrics import RequestMetrics
+from ghostserve.server.openapi import OpenApiEndpoint
 from ghostserve.server.operations import OperationsEndpoints
 from ghostserve.server.settings import ServerSettings
 
@@ -39,6 +40,7 @@ def create_app(
             Route("/health", operations.health, methods=["GET"]),
             Route("/ready", operations.ready, methods=["GET"]),
             Route("/metrics", operations.metrics, methods=["GET"]),
+            Route("/openapi.json", OpenApiEndpoint(guarded=bool(api_keys)).document, methods=["GET"]),
             Route("/version", operations.version, methods=["GET"]),
         ],
         exception_handlers=errors.table(),

@@ -31,14 +31,14 @@ class GuardedProtocol(H11Protocol):
         self._paused = False
         self._unsent = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         over = len(self.connections) - self._settings.limit_concurrency
         if over > HEADROOM:
             transport.abort()
             return
         if over > 0:
-            self.app = self._busy  # type: ignore[assignment]
+            self.app = self._busy
         self._watch_head()
         self._watch_writes()
 

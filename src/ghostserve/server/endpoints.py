@@ -15,6 +15,7 @@ from ghostserve.server.errors import ApiError, describe
 from ghostserve.server.job import JobRunner
 from ghostserve.server.metrics import RequestMetrics
 from ghostserve.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from ghostserve.server.responses import ModelCard, ModelList
 from ghostserve.server.settings import ServerSettings
 from ghostserve.server.token_text import TokenText
 
@@ -45,7 +46,7 @@ class OpenAIEndpoints:
 
     async def models(self, request: Request) -> Response:
         """The one model, in a list."""
-        return _json({"object": "list", "data": [self._model_card()]})
+        return _json(ModelList(data=[self._model_card()]))
 
     async def model(self, request: Request) -> Response:
         """The one model, by its name."""
@@ -73,14 +74,9 @@ class OpenAIEndpoints:
                 code="model_not_found",
             )
 
-    def _model_card(self) -> dict[str, object]:
-        return {
-            "id": self._engine.model_name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "ghostserve",
-            "max_model_len": self._engine.max_model_len,
-        }
+    def _model_card(self) -> ModelCard:
+        engine = self._engine
+        return ModelCard(id=engine.model_name, created=self._created, max_model_len=engine.max_model_len)
 
 
 def _json(content: object) -> Response:

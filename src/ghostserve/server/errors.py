@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ghostserve.errors import GhostServeError, RequestError
+from ghostserve.server.responses import ErrorAnswer, ErrorDetail
 from ghostserve.server.settings import ServerSettings
 
 __all__ = ["ApiError", "ErrorHandlers", "describe", "error_body", "status_of"]
@@ -43,20 +44,20 @@ def status_of(error: Exception) -> int:
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def error_body(error: Exception) -> dict[str, Any]:
-    """The JSON object that tells a client about `error`; an unexpected one is not shown in detail."""
+def error_body(error: Exception) -> ErrorAnswer:
+    """What tells a client about `error`; an unexpected one is not shown in detail."""
     status = status_of(error)
     code = getattr(error, "code", None)
     if code is None and status != HTTPStatus.BAD_REQUEST:
         code = "engine_unavailable" if _is_engine_failure(error) else HTTPStatus(status).name.lower()
-    return {
-        "error": {
-            "message": str(error) if isinstance(error, GhostServeError) else "the server failed; its log says why",
-            "type": _type_of(status),
-            "param": getattr(error, "param", None),
-            "code": code,
-        }
-    }
+    return ErrorAnswer(
+        error=ErrorDetail(
+            message=str(error) if isinstance(error, GhostServeError) else "the server failed; its log says why",
+            type=_type_of(status),
+            param=getattr(error, "param", None),
+            code=code,
+        )
+    )
 
 
 def _type_of(status: int) -> str:
