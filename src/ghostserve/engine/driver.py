@@ -4,8 +4,6 @@ import logging
 import time
 from collections.abc import Callable
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
 from ghostserve.engine import messages as msg
 from ghostserve.engine.memory import EngineMemory
 from ghostserve.engine.scheduler import Request
@@ -16,7 +14,7 @@ from ghostserve.recovery.machine import Phase, RecoveryMachine
 from ghostserve.recovery.planner import RecoveryPlan, plan_recovery
 from ghostserve.status import RecoveryRecord
 from ghostserve.workers.group import Exited, WorkerGroup
-from ghostserve.workers.rendezvous import host_rendezvous
+from ghostserve.workers.rendezvous import Rendezvous, host_rendezvous
 
 __all__ = ["Observer", "RecoveryDriver"]
 
@@ -46,7 +44,7 @@ class RecoveryDriver:
         self._memory = memory
         self._serving = serving
         self._observer = observer
-        self._rendezvous: TCPStore | None = None
+        self._rendezvous: Rendezvous | None = None
         self._plan: RecoveryPlan | None = None
         self._handles: dict[int, bytes] = {}
         """worker -> how its peers map its cache, of those who have joined the present epoch."""
@@ -140,7 +138,7 @@ class RecoveryDriver:
                     self._fence(epoch)
                     self._rendezvous = host_rendezvous()
                     for worker in members:
-                        self._group.send(worker, msg.Join(epoch, self._rendezvous.port))
+                        self._group.send(worker, msg.Join(epoch, self._rendezvous.port, self._rendezvous.secret))
                 case ev.Rebuild(epoch, lost_ranks, targets):
                     self._rebuild(epoch, lost_ranks, targets)
                 case ev.Replay():

@@ -93,8 +93,8 @@ class Worker:
         match message:
             case msg.Load(rank):
                 self._load(rank)
-            case msg.Join(epoch, store_port):
-                self._join(epoch, store_port)
+            case msg.Join(epoch, store_port, secret):
+                self._join(epoch, store_port, secret)
             case msg.Attach(epoch, handles):
                 if epoch == self._epoch:
                     self._attach(handles)
@@ -127,7 +127,7 @@ class Worker:
             )
         self._channel.send(msg.Loaded(rank, loaded))
 
-    def _join(self, epoch: int, store_port: int) -> None:
+    def _join(self, epoch: int, store_port: int, secret: str) -> None:
         self._failpoints.hit("join.begin", self._rank)
         self._epoch = epoch
         handle = self._hardware.join()
@@ -135,7 +135,7 @@ class Worker:
             spec, hardware = self._config.spec, self._hardware
             self._runner = StepRunner(spec, self._model, hardware.cache(), hardware.attention)
         try:
-            self._communicator.bind(rank=self._rank, epoch=epoch, store_port=store_port)
+            self._communicator.bind(rank=self._rank, epoch=epoch, store_port=store_port, secret=secret)
         except CommunicatorError as error:
             self._peer_failed(error)
             return
