@@ -71,8 +71,7 @@ class RecoveryDriver:
         self._carry_out(commands)
 
     def hear(self, worker: int, message: msg.FromWorker | Exited) -> None:
-        """What a worker said about itself or the group (steps and flushes are the coordinator's)."""
-        epoch = self.machine.epoch
+        """What a worker said about itself or the group, in this epoch (steps and flushes are the coordinator's)."""
         match message:
             case Exited():
                 self.tell(ev.WorkerLost(worker, str(message)))
@@ -93,10 +92,10 @@ class RecoveryDriver:
                 self.tell(ev.Released(worker, said))
             case msg.Pong(_, waiting):
                 self.tell(ev.Probed(worker, waiting))
-            case msg.RebuildDone() if message.epoch == epoch:
+            case msg.RebuildDone():
                 self._rebuilt(worker, message)
             case _:
-                log.debug("worker %d: %s of an older epoch dropped", worker, type(message).__name__)
+                raise AssertionError(f"unexpected {type(message).__name__}")
 
     def _joined(self, worker: int, epoch: int, handle: bytes) -> None:
         """A rank is in the group. Where caches are mapped by handles, its join ends when it has mapped all of them."""

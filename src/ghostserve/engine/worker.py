@@ -89,23 +89,32 @@ class Worker:
             traceback.print_exc()
             os._exit(1)
 
+    def _is_stale(self, message: msg.ToWorker) -> bool:
+        """Said in another epoch than this worker is in; what begins an epoch may not be older than that."""
+        match message:
+            case msg.Join(epoch) | msg.Release(epoch):
+                return epoch < self._epoch
+            case msg.Attach(epoch) | msg.RunStep(epoch) | msg.Rebuild(epoch):
+                return epoch != self._epoch
+            case _:
+                return False
+
     def _handle(self, message: msg.ToWorker) -> None:
+        if self._is_stale(message):
+            return
         match message:
             case msg.Load(rank):
                 self._load(rank)
             case msg.Join(epoch, store_port, secret):
                 self._join(epoch, store_port, secret)
-            case msg.Attach(epoch, handles):
-                if epoch == self._epoch:
-                    self._attach(handles)
+            case msg.Attach(_, handles):
+                self._attach(handles)
             case msg.Release(epoch):
                 self._release(epoch)
-            case msg.RunStep(epoch, plan):
-                if epoch == self._epoch:
-                    self._run_step(plan)
-            case msg.Rebuild(epoch, lost_ranks, ranges):
-                if epoch == self._epoch:
-                    self._rebuild(lost_ranks, ranges)
+            case msg.RunStep(_, plan):
+                self._run_step(plan)
+            case msg.Rebuild(_, lost_ranks, ranges):
+                self._rebuild(lost_ranks, ranges)
             case msg.Poison(blocks):
                 self._hardware.poison(blocks)
             case _:
