@@ -20,9 +20,9 @@ HASTY = ServerSettings(
     max_body_bytes=20_000,
     max_choices=8,
     keep_alive_seconds=0.05,
-    header_timeout=0.3,
+    header_timeout=0.8,
     body_timeout=0.4,
-    send_timeout=0.6,
+    send_timeout=1.2,
     timeout_keep_alive=1,
     limit_concurrency=8,
 )
