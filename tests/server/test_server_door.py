@@ -154,6 +154,24 @@ def test_a_full_house_is_429_and_opens_again(
     assert http.post("/v1/completions", json={**BODY, "n": 8, "stream": stream}).status_code == 200
 
 
+def test_a_door_that_counts_too_far_lets_everybody_in(
+    http: httpx.Client, engine: FakeEngine, eventually: Eventually
+) -> None:
+    """The twin: what refuses is the count at the door."""
+    engine.max_sequences = 1000
+    engine.pause_at = 1
+    sent: list[int] = []
+    try:
+        threads = hold(http, engine, 17, sent)
+        eventually(lambda: len(engine.running) == 17)
+    finally:
+        del engine.max_sequences
+        engine.pause_at = None
+    for thread in threads:
+        thread.join(20)
+    assert sent == [200] * 17
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("end", ["refusal", "death", "bug", "gone"])
 def test_every_end_gives_its_place_back(

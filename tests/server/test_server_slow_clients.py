@@ -227,6 +227,20 @@ def test_many_bad_clients_at_once_leave_nothing(
     eventually(lambda: not engine.running)
 
 
+def test_without_the_deadlines_they_would_stay(engine: FakeEngine, eventually: Eventually) -> None:
+    """The twin: a server whose deadlines are far away, and the same clients for longer than the hasty one bears."""
+    with RunningServer(engine, SETTINGS, send_buffer=4096) as patient:
+        address = ("127.0.0.1", int(patient.url.rsplit(":", 1)[1]))
+        with socket.create_connection(address) as silent, socket.create_connection(address) as deaf:
+            deaf.sendall(head(len(LONG)) + LONG)
+            silent.settimeout(2.0)
+            with pytest.raises(TimeoutError):
+                silent.recv(1)
+            assert len(engine.running) == 8
+            assert not engine.aborted
+        eventually(lambda: not engine.running)
+
+
 def test_the_ordinary_limits_are_patient() -> None:
     """The defaults: a person typing a request by hand, a large upload, a laptop that sleeps a moment."""
     assert min(SETTINGS.header_timeout, SETTINGS.body_timeout, SETTINGS.send_timeout) >= 10
