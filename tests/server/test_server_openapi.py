@@ -95,6 +95,7 @@ def test_it_is_served_and_whole(http: httpx.Client, engine: FakeEngine) -> None:
     assert served == describe_api(guarded=False)
     assert served["paths"].keys() == {one.split(" ")[1] for one in OPERATIONS}
     fields = served["components"]["schemas"]["CompletionRequest"]["properties"]
+    assert fields["best_of"] == {"enum": [None, 1]}, "what is not implemented is not described as if it were"
     assert {"prompt", "max_tokens", "stop", "logprobs", "stream"} <= fields.keys()
 
 

@@ -49,6 +49,9 @@ def describe_api(*, guarded: bool) -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(STRUCTS, ref_template=REF)
     schemas["ChatMessage"]["properties"]["role"]["enum"] = list(ROLES)
     schemas["ChatCompletionRequest"]["properties"]["messages"]["minItems"] = 1
+    for kind in (CompletionRequest, ChatCompletionRequest):  # anything else in these fields is refused
+        for name, neutral in kind.neutral.items():
+            schemas[kind.__name__]["properties"][name] = {"enum": [None, *neutral]}
     paths: dict[str, Any] = {
         "/v1/models": {"get": _operation("The served model, in a list.", _json(_ref(ModelList)))},
         "/v1/models/{model}": {
