@@ -26,6 +26,18 @@ STRUCTS = (
     EngineStatus,
     ErrorAnswer,
 )
+RANGES: dict[str, dict[str, float]] = {
+    "max_tokens": {"minimum": 1},
+    "max_completion_tokens": {"minimum": 1},
+    "n": {"minimum": 1},
+    "seed": {"minimum": 0, "maximum": 2**63 - 1},
+    "temperature": {"minimum": 0, "maximum": 2},
+    "top_k": {"minimum": -1},
+    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
+    "logprobs": {"minimum": 0},
+    "top_logprobs": {"minimum": 0},
+}
+"""What is true of every model and every setting."""
 REF = "#/components/schemas/{name}"
 
 
@@ -44,7 +56,7 @@ class OpenApiEndpoint:
 def describe_api(*, guarded: bool) -> dict[str, Any]:
     """An OpenAPI 3.1 document; `guarded`: that keys are needed is part of it.
 
-    Ranges are not in it: they depend on the model and on settings, and what is out of range gets a 400 that names it.
+    Limits that depend on the model or on settings are not in it: what is over them gets a 400 that names them.
     """
     _, schemas = msgspec.json.schema_components(STRUCTS, ref_template=REF)
     schemas["ChatMessage"]["properties"]["role"]["enum"] = list(ROLES)
@@ -52,6 +64,12 @@ def describe_api(*, guarded: bool) -> dict[str, Any]:
     for kind in (CompletionRequest, ChatCompletionRequest):  # anything else in these fields is refused
         for name, neutral in kind.neutral.items():
             schemas[kind.__name__]["properties"][name] = {"enum": [None, *neutral]}
+        for name, limits in RANGES.items():
+            for option in schemas[kind.__name__]["properties"].get(name, {}).get("anyOf", ()):
+                if option.get("type") in ("integer", "number"):
+                    option.update(limits)
+    schemas["ChatMessage"]["properties"]["tool_calls"] = {"enum": [None, []]}
+    schemas["ContentPart"]["properties"]["type"]["enum"] = ["text"]
     paths: dict[str, Any] = {
         "/v1/models": {"get": _operation("The served model, in a list.", _json(_ref(ModelList)))},
         "/v1/models/{model}": {
