@@ -68,6 +68,10 @@ def describe_api(*, guarded: bool) -> dict[str, Any]:
             for option in schemas[kind.__name__]["properties"].get(name, {}).get("anyOf", ()):
                 if option.get("type") in ("integer", "number"):
                     option.update(limits)
+    content = schemas["ChatMessage"]["properties"]["content"]  # null is an assistant's that calls tools
+    content["anyOf"] = [option for option in content["anyOf"] if option.get("type") != "null"]
+    del content["default"]
+    schemas["ChatMessage"]["required"].append("content")
     schemas["ChatMessage"]["properties"]["tool_calls"] = {"enum": [None, []]}
     schemas["ContentPart"]["properties"]["type"]["enum"] = ["text"]
     paths: dict[str, Any] = {
