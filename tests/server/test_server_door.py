@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
-from conftest import SETTINGS, RunningServer
+from running_server import SETTINGS, RunningServer
 from server_fakes import FakeEngine
 
 from ghostserve.errors import ConfigError

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 import schemathesis
-from conftest import SETTINGS, RunningServer
 from hypothesis import HealthCheck, Phase, given, settings
+from running_server import SETTINGS, RunningServer
 from schemathesis.checks import (
     CHECKS,
     not_a_server_error,

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
-from conftest import SETTINGS, RunningServer
+from running_server import SETTINGS, RunningServer
 from server_fakes import FakeEngine
 
 from ghostserve.server import ServerSettings
