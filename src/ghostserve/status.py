@@ -64,4 +64,5 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_waiting: int = 0
     kv_cache_usage: float = 0.0  # 0..1
     recoveries: list[RecoveryRecord] = msgspec.field(default_factory=list)
+    recovering_seconds: float = 0.0  # since the present recovery began; 0 while serving
     counters: dict[str, float] = msgspec.field(default_factory=dict)  # monotonic, exported by their names

@@ -52,6 +52,10 @@ def test_help_is_fast_and_version_is_known(ghostserve: RunCommand) -> None:
         (["serve", "x", "--dtype", "int3"], "dtype 'int3' is unknown"),
         (["serve", "x", "--log-level", "loud"], "log level 'loud' is unknown"),
         (["serve", "x", "--port", "70000"], "port is 70000"),
+        (["serve", "x", "--api-key", "good", "--api-key", ""], "API key 2 is empty"),
+        (["serve", "x", "--max-body-bytes", "0"], "max_body_bytes is 0: it must be greater than 0"),
+        (["serve", "x", "--body-timeout", "inf"], "body_timeout is inf"),
+        (["serve", "x", "--max-queue", "0"], "max_queue must be at least 1, not 0"),
         (["demo", "--sabotage", "luck"], "sabotage 'luck' is unknown; allowed: skip-rebuild"),
         (["demo", "--parity", "none"], "parity is 'none'"),
         (["demo", "--max-tokens", "2"], "max_tokens must be at least 24, not 2"),
@@ -110,3 +114,25 @@ def test_a_port_in_use(ghostserve: RunCommand, tiny: str) -> None:
 def test_a_code_does_not_go_with_copies(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "model", "--protect", "replicate-host", "--parity", "rs:2"]) == 2
     assert "--parity rs:2 names a code for --protect parity, not for replicate-host" in capsys.readouterr().err
+
+
+def test_keys_come_from_flags_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[object, ...]] = []
+    monkeypatch.setattr("ghostserve.cli.serve.run_server", lambda *a, **kw: seen.append((kw["api_keys"], a[1])) or 0)
+    monkeypatch.setenv("GHOSTSERVE_API_KEY", "one two")
+    assert main(["serve", "x", "--limit-concurrency", "7"]) == 0
+    assert main(["serve", "x", "--api-key", "three", "--api-key", "four"]) == 0
+    monkeypatch.delenv("GHOSTSERVE_API_KEY")
+    assert main(["serve", "x"]) == 0
+    assert [list(keys) for keys, _ in seen] == [["one", "two"], ["three", "four"], []]
+    assert [limits.limit_concurrency for _, limits in seen] == [7, 512, 512]
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_key_in_the_environment_opens_nothing(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Set but empty is a mistake in some script: a server without keys would be the worst answer to it."""
+    monkeypatch.setenv("GHOSTSERVE_API_KEY", value)
+    assert main(["serve", "/no/such/model", "--port", "0"]) == 2
+    assert "GHOSTSERVE_API_KEY" in capsys.readouterr().err

@@ -1,48 +1,14 @@
 """One real server on a free port for all tests of this folder."""
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterator
 
 import httpx
 import openai
 import pytest
+from running_server import SETTINGS, RunningServer
 from server_fakes import FakeEngine, make_tokenizer
 from transformers import PreTrainedTokenizerFast
-
-from ghostserve.server import ServerSettings, create_app, serve
-
-SETTINGS = ServerSettings(max_body_bytes=20_000, max_choices=8, keep_alive_seconds=0.1)
-
-
-class RunningServer:
-    """A server in a thread of its own."""
-
-    def __init__(self, engine: FakeEngine, settings: ServerSettings) -> None:
-        self.url = ""
-        self._ready = threading.Event()
-        self._app = create_app(engine, settings)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
-
-    async def _main(self) -> None:
-        self._stop = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        await serve(self._app, port=0, on_ready=self._on_ready, stop=self._stop, drain_seconds=1)
-
-    def _on_ready(self, host: str, port: int) -> None:
-        self.url = f"http://{host}:{port}"
-        self._ready.set()
-
-    def __enter__(self) -> "RunningServer":
-        self._thread.start()
-        assert self._ready.wait(20)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
 
 
 @pytest.fixture(scope="session")

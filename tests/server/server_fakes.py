@@ -41,6 +41,7 @@ class FakeEngine:
 
     model_name = MODEL
     max_model_len = MAX_MODEL_LEN
+    max_sequences = 16
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -54,6 +55,7 @@ class FakeEngine:
         self.refusal: RequestError | None = None
         self.bug_at: int | None = None
         self.state = "serving"
+        self.recovering_seconds = 0.0
         self.seen: list[tuple[str, list[int], SamplingParams]] = []
         self.running: set[str] = set()
         self.aborted: list[str] = []
@@ -125,6 +127,7 @@ class FakeEngine:
                     phases=[("detected", 0.0), ("resumed", 1.5)],
                 )
             ],
+            recovering_seconds=self.recovering_seconds,
             counters={"flushes": 7},
         )
 

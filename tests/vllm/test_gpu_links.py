@@ -63,7 +63,7 @@ class Peer:
 
         from ghostserve.vllm import groups
 
-        groups.meet(epoch, port, self.rank, 2, "nccl")
+        groups.meet(epoch, port, "what both know", self.rank, 2, "nccl")
         group = SimpleNamespace(unique_name="tp:0", device_communicator=Communicator(self.device))
         dist.all_reduce(torch.ones(1, device=self.device))  # torch's communicator is made by its first collective
         self.links.open(epoch, [group], self.device)

@@ -12,10 +12,12 @@ from ghostserve.cli.sizes import parse_size
 from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError, GhostServeError
 from ghostserve.recovery.hybrid import Policy
+from ghostserve.server.settings import ServerSettings
 
 __all__ = ["app", "main"]
 
 DEFAULTS = EngineConfig(model="")
+LIMITS = ServerSettings()
 
 
 def _size(_: Any, tokens: Sequence[Token]) -> int:
@@ -23,6 +25,8 @@ def _size(_: Any, tokens: Sequence[Token]) -> int:
 
 
 Ranks = Annotated[int, Parameter(alias="-tp")]
+Limits = Annotated[ServerSettings, Parameter(name="*")]
+Keys = Annotated[list[str] | None, Parameter(negative="")]
 Size = Annotated[int, Parameter(converter=_size, n_tokens=1)]
 
 app = App(
@@ -45,11 +49,13 @@ def serve(
     parity: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
+    api_key: Keys = None,
     served_model_name: str | None = None,
     dtype: str = DEFAULTS.dtype,
     max_model_len: int | None = DEFAULTS.max_model_len,
     max_num_seqs: int = DEFAULTS.max_num_seqs,
     max_num_batched_tokens: int = DEFAULTS.max_num_batched_tokens,
+    max_queue: int = DEFAULTS.max_queue,
     block_size: int = DEFAULTS.block_size,
     kv_cache_memory: Size = DEFAULTS.kv_cache_memory,
     flush_tokens: int = DEFAULTS.flush_tokens,
@@ -65,6 +71,7 @@ def serve(
     phase_deadline: float = DEFAULTS.phase_deadline,
     seed: int = DEFAULTS.seed,
     log_level: str = "info",
+    limits: Limits = LIMITS,
 ) -> int:
     """Serve a model over the OpenAI API.
 
@@ -87,6 +94,9 @@ def serve(
         The address to listen on.
     port
         The port to listen on; 0 takes a free one.
+    api_key
+        A key that requests must bring as a bearer token; may be given several times. By default those of the
+        environment's GHOSTSERVE_API_KEY, separated by spaces.
     served_model_name
         The name that requests give as "model"; the checkpoint's own by default.
     dtype
@@ -97,6 +107,8 @@ def serve(
         Sequences that run at once.
     max_num_batched_tokens
         Tokens of one step over all sequences; long prompts are cut into chunks.
+    max_queue
+        Sequences that may wait for one of the running ones to end; requests beyond them get 429.
     block_size
         Tokens of one KV cache block.
     kv_cache_memory
@@ -128,7 +140,7 @@ def serve(
     log_level
         debug, info, warning or error.
     """
-    from ghostserve.cli.serve import run_server
+    from ghostserve.cli.serve import choose_keys, run_server
 
     if parity is not None and protect != DEFAULTS.protect:
         raise ConfigError(f"--parity {parity} names a code for --protect parity, not for {protect}: leave one out")
@@ -150,6 +162,7 @@ def serve(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        max_queue=max_queue,
         standbys=standbys,
         recovery=recovery,
         device=device,
@@ -159,7 +172,15 @@ def serve(
         phase_deadline=phase_deadline,
         seed=seed,
     )
-    return run_server(config, host=host, port=port, served_model_name=served_model_name, log_level=log_level)
+    return run_server(
+        config,
+        limits,
+        host=host,
+        port=port,
+        api_keys=choose_keys(api_key),
+        served_model_name=served_model_name,
+        log_level=log_level,
+    )
 
 
 @app.command

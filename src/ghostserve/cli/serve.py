@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,34 +15,59 @@ from rich.console import Console
 
 from ghostserve.cli.logs import quiet_progress_bars, set_up_logging
 from ghostserve.engine.config import EngineConfig
+from ghostserve.errors import ConfigError
+from ghostserve.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from ghostserve.engine.engine import Engine
 
-__all__ = ["run_server"]
+__all__ = ["choose_keys", "run_server"]
+
+KEYS_VARIABLE = "GHOSTSERVE_API_KEY"
 
 log = logging.getLogger("ghostserve.serve")
 
 _WATCH_SECONDS = 1.0
 
 
-def run_server(config: EngineConfig, *, host: str, port: int, served_model_name: str | None, log_level: str) -> int:
+def run_server(
+    config: EngineConfig,
+    settings: ServerSettings,
+    *,
+    host: str,
+    port: int,
+    api_keys: Sequence[str],
+    served_model_name: str | None,
+    log_level: str,
+) -> int:
     """Serve until SIGTERM or Ctrl-C; returns 0 after a clean stop. Raises `GhostServeError` if the engine dies.
 
-    The port is taken first and the checkpoint checked next, so that no worker is started in vain.
+    Keys, port and checkpoint are seen to in this order, and first, so that no worker is started in vain.
     """
     set_up_logging(log_level)
     quiet_progress_bars()
     with _stop_on_sigterm():
-        from ghostserve.server import bind
+        from ghostserve.server import ApiKeys, bind
 
+        ApiKeys(api_keys)  # refused here, before a worker is started
         with bind(host, port) as listener:
             engine = _start(config, served_model_name)
             try:
-                asyncio.run(_serve(engine, listener))
+                asyncio.run(_serve(engine, listener, settings, api_keys))
             finally:
                 _stop(engine)
     return 0
+
+
+def choose_keys(given: Sequence[str] | None) -> Sequence[str]:
+    """The keys given as flags, else those of the environment. Raises `ConfigError` where that is set and has none."""
+    if given is not None:
+        return given
+    keys = os.environ.get(KEYS_VARIABLE, "").split()
+    if not keys and KEYS_VARIABLE in os.environ:
+        # A mistake in some script: a server that asks for no key would be the worst answer to it.
+        raise ConfigError(f"{KEYS_VARIABLE} is set and empty: set it to a key, or unset it")
+    return keys
 
 
 def _start(config: EngineConfig, served_model_name: str | None) -> "Engine":
@@ -67,7 +93,7 @@ def _start(config: EngineConfig, served_model_name: str | None) -> "Engine":
         return engine
 
 
-async def _serve(engine: "Engine", listener: socket.socket) -> None:
+async def _serve(engine: "Engine", listener: socket.socket, settings: ServerSettings, api_keys: Sequence[str]) -> None:
     from ghostserve.server import create_app, serve
 
     stop = asyncio.Event()
@@ -81,7 +107,8 @@ async def _serve(engine: "Engine", listener: socket.socket) -> None:
         )  # fmt: skip
 
     try:
-        await serve(create_app(engine), listener=listener, on_ready=ready, stop=stop)
+        app = create_app(engine, settings, api_keys=api_keys)
+        await serve(app, settings=settings, listener=listener, on_ready=ready, stop=stop)
     finally:
         watcher.cancel()
     await engine.check_health()

@@ -4,22 +4,19 @@ The model's layers hold the communicator, not a process group: after a failure t
 layers go on with the next one. Siblings: `gloo` for the CPU, `nccl` for CUDA.
 """
 
-import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from ghostserve.errors import GhostServeError
-from ghostserve.workers.rendezvous import HOST, JOIN_TIMEOUT
+from ghostserve.workers.rendezvous import JOIN_TIMEOUT, connect
+from ghostserve.workers.sealed_store import SealedStore
 
 __all__ = ["JOIN_TIMEOUT", "Communicator", "CommunicatorError", "make_communicator"]
-
-_CONNECT_TIMEOUT = timedelta(seconds=5)  # the coordinator listens before it asks anyone to join
 
 
 class CommunicatorError(GhostServeError):
@@ -47,20 +44,18 @@ class Communicator(ABC):
         """The main thread is in a collective, or waits for one."""
         self._bound = False
         self._silent = False
+        self._store: Store | None = None
 
     # ---- membership
 
-    def bind(self, *, rank: int, epoch: int, store_port: int) -> None:
-        """Join the group of `epoch`. Raises `CommunicatorError` if a member does not come."""
+    def bind(self, *, rank: int, epoch: int, store_port: int, secret: str) -> None:
+        """Join the group of `epoch`; its members know `secret`. Raises `CommunicatorError` if one does not come."""
         self.unbind()
         self.rank = rank
         self.in_collective = True
         try:
-            # A TCPStore client tries again for its whole timeout where nobody listens any more: look first.
-            socket.create_connection((HOST, store_port), _CONNECT_TIMEOUT.total_seconds()).close()
-            store = TCPStore(HOST, store_port, is_master=False, wait_for_workers=False, timeout=_CONNECT_TIMEOUT)
-            store.set_timeout(JOIN_TIMEOUT)
-            self._connect(PrefixStore(f"epoch-{epoch}", store), epoch)
+            self._store = self._guard(connect(store_port), epoch, secret)
+            self._connect(PrefixStore(f"epoch-{epoch}", self._store), epoch)
         except (RuntimeError, OSError) as error:
             raise_own(error)
             raise CommunicatorError(f"rank {rank} could not join epoch {epoch}: {error}") from error
@@ -72,6 +67,7 @@ class Communicator(ABC):
         """Leave the group. Closing the connections is also what frees peers that wait for us in a collective."""
         self._bound = False
         self._disconnect()
+        self._store = None
         # The rendezvous' keys carry this counter. A join that failed has moved it on without a group to destroy: the
         # next join would wait for keys that no newcomer ever writes.
         dist.distributed_c10d._world.group_count = 0
@@ -135,6 +131,10 @@ class Communicator(ABC):
             self.in_collective = False
 
     # ---- the siblings' part
+
+    def _guard(self, store: Store, epoch: int, secret: str) -> Store:
+        """What of the store that anybody may reach is only the members'."""
+        return SealedStore(store, secret)
 
     @abstractmethod
     def _connect(self, store: Store, epoch: int) -> None:

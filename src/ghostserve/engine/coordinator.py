@@ -198,23 +198,36 @@ class Coordinator(threading.Thread):
         return 0.0 if not self._inbox.empty() else _TICK
 
     def _hear(self, worker: int, message: msg.FromWorker | Exited) -> None:
+        if self._is_stale(message):
+            log.debug("worker %d: %s of another epoch dropped", worker, type(message).__name__)
+            return
         epoch = self._driver.machine.epoch
         match message:
-            case msg.StepDone(said, step, sampled):
-                if said == epoch and step == self._running_step:
+            case msg.StepDone(_, step, sampled):
+                if step == self._running_step:
                     self._step_done(step, sampled)
-            case msg.TasksDone(said, task_ids):
-                if said == epoch:
-                    self.serving.tasks_done(task_ids)
-            case msg.FlushAbandoned(said, task_id, error):
-                if said == epoch:
-                    log.warning("flush task %d of worker %d: its slots stay unprotected: %s", task_id, worker, error)
-                    self._counts["failed_flushes"] += 1
-                    self.serving.tasks_done((task_id,))
+            case msg.TasksDone(_, task_ids):
+                self.serving.tasks_done(task_ids)
+            case msg.FlushAbandoned(_, task_id, error):
+                log.warning("flush task %d of worker %d: its slots stay unprotected: %s", task_id, worker, error)
+                self._counts["failed_flushes"] += 1
+                self.serving.tasks_done((task_id,))
             case _:
                 self._driver.hear(worker, message)
                 if self._driver.machine.epoch != epoch:
                     self._running_step = None  # fenced: its answer would be refused
+
+    def _is_stale(self, message: msg.FromWorker | Exited) -> bool:
+        """Said in another epoch than the present one. What a worker says of itself alone is true in any epoch."""
+        match message:
+            case msg.StepDone() | msg.TasksDone() | msg.FlushAbandoned():
+                return message.epoch != self._driver.machine.epoch
+            case msg.Joined() | msg.Attached() | msg.Released() | msg.RebuildDone() | msg.Recomputed():
+                return message.epoch != self._driver.machine.epoch
+            case msg.WorkerFailed(epoch, True):
+                return epoch != self._driver.machine.epoch
+            case _:
+                return False
 
     def _take(self, item: _Submit | _Abort) -> None:
         match item:
@@ -382,6 +395,7 @@ class Coordinator(threading.Thread):
             num_running=len(serving.scheduler.running),
             num_waiting=len(serving.scheduler.waiting),
             kv_cache_usage=serving.blocks.usage,
+            recovering_seconds=0.0 if machine.timeline is None else time.monotonic() - machine.timeline.started,
             recoveries=list(driver.records),
             counters={
                 **{name: float(value) for name, value in self._counts.items()},

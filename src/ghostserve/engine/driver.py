@@ -6,8 +6,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
 from ghostserve.engine import messages as msg
 from ghostserve.engine.memory import EngineMemory
 from ghostserve.engine.refill import Refill, Share
@@ -23,7 +21,7 @@ from ghostserve.recovery.planner import KVState, RecoveryPlan, plan_recovery
 from ghostserve.recovery.rates import RateBook
 from ghostserve.status import RecoveryRecord
 from ghostserve.workers.group import Exited, WorkerGroup
-from ghostserve.workers.rendezvous import host_rendezvous
+from ghostserve.workers.rendezvous import Rendezvous, host_rendezvous
 
 __all__ = ["Observer", "RecoveryDriver"]
 
@@ -55,7 +53,7 @@ class RecoveryDriver:
         self._memory = memory
         self._serving = serving
         self._observer = observer
-        self._rendezvous: TCPStore | None = None
+        self._rendezvous: Rendezvous | None = None
         self.rates = RateBook()
         self._policy: Policy = recovery
         self._disturbed = False
@@ -89,8 +87,7 @@ class RecoveryDriver:
         self._carry_out(commands)
 
     def hear(self, worker: int, message: msg.FromWorker | Exited) -> None:
-        """What a worker said about itself or the group (steps and flushes are the coordinator's)."""
-        epoch = self.machine.epoch
+        """What a worker said about itself or the group, in this epoch (steps and flushes are the coordinator's)."""
         match message:
             case Exited():
                 self.tell(ev.WorkerLost(worker, str(message)))
@@ -111,13 +108,14 @@ class RecoveryDriver:
                 self.tell(ev.Released(worker, said))
             case msg.Pong(_, waiting):
                 self.tell(ev.Probed(worker, waiting))
-            case msg.RebuildDone() if message.epoch == epoch:
+            case msg.RebuildDone():
                 self._rebuilt(worker, message)
-            case msg.Recomputed() if message.epoch == epoch and self._refill is not None:
-                self._refill.ran(worker, message)
-                self._refilled()
+            case msg.Recomputed():
+                if self._refill is not None:
+                    self._refill.ran(worker, message)
+                    self._refilled()
             case _:
-                log.debug("worker %d: %s of an older epoch dropped", worker, type(message).__name__)
+                raise AssertionError(f"unexpected {type(message).__name__}")
 
     def _joined(self, worker: int, epoch: int, handle: bytes) -> None:
         """A rank is in the group. Where caches are mapped by handles, its join ends when it has mapped all of them."""
@@ -159,7 +157,7 @@ class RecoveryDriver:
                     self._fence(epoch)
                     self._rendezvous = host_rendezvous()
                     for worker in members:
-                        self._group.send(worker, msg.Join(epoch, self._rendezvous.port))
+                        self._group.send(worker, msg.Join(epoch, self._rendezvous.port, self._rendezvous.secret))
                 case ev.Rebuild(epoch, lost_ranks, targets):
                     self._rebuild(epoch, lost_ranks, targets)
                 case ev.Replay():

@@ -46,6 +46,7 @@ class Engine:
         self.tokenizer: Any = load_tokenizer(folder)
         self.model_name = model_name or Path(folder).name
         self.max_model_len = self.spec.max_model_len
+        self.max_sequences = config.max_num_seqs + config.max_queue
         self.eos_token_ids = frozenset(self.spec.eos_token_ids)
         self._random = random.Random(config.seed)
         self.placement = place(config, self.spec)

@@ -91,8 +91,11 @@ class Sampled(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Join(msgspec.Struct, frozen=True, tag=True):
+    """Rendezvous of all ranks under `epoch`; only they know `secret`."""
+
     epoch: int
     store_port: int
+    secret: str
 
 
 class Attach(msgspec.Struct, frozen=True, tag=True):

@@ -10,11 +10,12 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
 
 from ghostserve.engine.communicator import JOIN_TIMEOUT, Communicator
 from ghostserve.engine.fence import Fence
 from ghostserve.workers.nccl import Progress
+from ghostserve.workers.rendezvous import secret_prefix
 
 __all__ = ["NcclCommunicator"]
 
@@ -53,6 +54,10 @@ class NcclCommunicator(Communicator):
     def waiting(self) -> bool:
         """Joining, or with the device in a collective; a device in any other kernel is busy, however long it takes."""
         return self.in_collective or self._progress.in_collective
+
+    def _guard(self, store: Store, epoch: int, secret: str) -> Store:
+        # NCCL's threads use the store on their own: nothing of Python in their way.
+        return PrefixStore(secret_prefix(epoch, secret), store)
 
     def _connect(self, store: Store, epoch: int) -> None:
         # NCCL's own start waits for ever for a member that never comes: have everyone here first.

@@ -99,7 +99,7 @@ class Undisturbed:
         _collect(group, workers, msg.Loaded)
         rendezvous = host_rendezvous()
         for worker in workers:
-            group.send(worker, msg.Join(1, rendezvous.port))
+            group.send(worker, msg.Join(1, rendezvous.port, rendezvous.secret))
         _collect(group, workers, msg.Joined)
 
     def compare(

@@ -91,26 +91,34 @@ class Worker:
             traceback.print_exc()
             os._exit(1)
 
+    def _is_stale(self, message: msg.ToWorker) -> bool:
+        """Said in another epoch than this worker is in; what begins an epoch may not be older than that."""
+        match message:
+            case msg.Join(epoch) | msg.Release(epoch):
+                return epoch < self._epoch
+            case msg.Attach(epoch) | msg.RunStep(epoch) | msg.Rebuild(epoch) | msg.Recompute(epoch):
+                return epoch != self._epoch
+            case _:
+                return False
+
     def _handle(self, message: msg.ToWorker) -> None:
+        if self._is_stale(message):
+            return
         match message:
             case msg.Load(rank):
                 self._load(rank)
-            case msg.Join(epoch, store_port):
-                self._join(epoch, store_port)
-            case msg.Attach(epoch, handles):
-                if epoch == self._epoch:
-                    self._attach(handles)
+            case msg.Join(epoch, store_port, secret):
+                self._join(epoch, store_port, secret)
+            case msg.Attach(_, handles):
+                self._attach(handles)
             case msg.Release(epoch):
                 self._release(epoch)
-            case msg.RunStep(epoch, plan):
-                if epoch == self._epoch:
-                    self._run_step(plan)
-            case msg.Rebuild(epoch, lost_ranks, ranges, beside):
-                if epoch == self._epoch:
-                    self._begin_rebuild(lost_ranks, ranges, beside)
-            case msg.Recompute(epoch, number, lost_ranks, part, ranges):
-                if epoch == self._epoch:
-                    self._recompute(number, lost_ranks, part, ranges)
+            case msg.RunStep(_, plan):
+                self._run_step(plan)
+            case msg.Rebuild(_, lost_ranks, ranges, beside):
+                self._begin_rebuild(lost_ranks, ranges, beside)
+            case msg.Recompute(_, number, lost_ranks, part, ranges):
+                self._recompute(number, lost_ranks, part, ranges)
             case msg.Poison(blocks):
                 self._hardware.poison(blocks)
             case _:
@@ -132,7 +140,7 @@ class Worker:
             )
         self._channel.send(msg.Loaded(rank, loaded))
 
-    def _join(self, epoch: int, store_port: int) -> None:
+    def _join(self, epoch: int, store_port: int, secret: str) -> None:
         self._failpoints.hit("join.begin", self._rank)
         self._epoch = epoch
         handle = self._hardware.join()
@@ -140,7 +148,7 @@ class Worker:
             spec, hardware = self._config.spec, self._hardware
             self._runner = StepRunner(spec, self._model, hardware.cache(), hardware.attention)
         try:
-            self._communicator.bind(rank=self._rank, epoch=epoch, store_port=store_port)
+            self._communicator.bind(rank=self._rank, epoch=epoch, store_port=store_port, secret=secret)
         except CommunicatorError as error:
             self._peer_failed(error)
             return

@@ -83,7 +83,7 @@ def _in_simulation(clock: Clock, world: World) -> Iterator[None]:
         (coordinator_module, "time", clock),
         (driver_module, "time", clock),
         (coordinator_module, "make_group", lambda config: world.group),
-        (driver_module, "host_rendezvous", lambda: SimpleNamespace(port=0)),
+        (driver_module, "host_rendezvous", lambda: SimpleNamespace(port=0, secret="")),
     ]
     kept = [(module, name, getattr(module, name)) for module, name, _ in ways]
     try:

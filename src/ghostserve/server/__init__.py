@@ -8,10 +8,12 @@ from ghostserve.server.engine_client import (
     RecoveryRecord,
     StandbyStatus,
 )
+from ghostserve.server.gate import ApiKeys
 from ghostserve.server.run import bind, serve
 from ghostserve.server.settings import ServerSettings
 
 __all__ = [
+    "ApiKeys",
     "EngineClient",
     "EngineStatus",
     "RankStatus",

@@ -1,22 +1,33 @@
 """Puts the endpoints together."""
 
+from collections.abc import Sequence
+
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from ghostserve.server.endpoints import OpenAIEndpoints
 from ghostserve.server.engine_client import EngineClient
 from ghostserve.server.errors import ErrorHandlers
+from ghostserve.server.gate import ApiKeys, Gate
 from ghostserve.server.metrics import RequestMetrics
+from ghostserve.server.openapi import OpenApiEndpoint
 from ghostserve.server.operations import OperationsEndpoints
 from ghostserve.server.settings import ServerSettings
 
 __all__ = ["create_app"]
 
 
-def create_app(engine: EngineClient, settings: ServerSettings | None = None) -> Starlette:
-    """The ASGI application that serves `engine`; starting and stopping the engine stays with the caller."""
+def create_app(
+    engine: EngineClient, settings: ServerSettings | None = None, *, api_keys: Sequence[str] = ()
+) -> Starlette:
+    """The ASGI application that serves `engine`; starting and stopping the engine stays with the caller.
+
+    With `api_keys` every path but those of `OPEN_PATHS` needs one of them. Raises `ConfigError` for a bad key.
+    """
     settings = settings or ServerSettings()
     metrics = RequestMetrics(engine)
+    errors = ErrorHandlers(settings)
     openai = OpenAIEndpoints(engine, settings, metrics)
     operations = OperationsEndpoints(engine, settings, metrics)
     app = Starlette(
@@ -29,9 +40,11 @@ def create_app(engine: EngineClient, settings: ServerSettings | None = None) -> 
             Route("/health", operations.health, methods=["GET"]),
             Route("/ready", operations.ready, methods=["GET"]),
             Route("/metrics", operations.metrics, methods=["GET"]),
+            Route("/openapi.json", OpenApiEndpoint(guarded=bool(api_keys)).document, methods=["GET"]),
             Route("/version", operations.version, methods=["GET"]),
         ],
-        exception_handlers=ErrorHandlers(settings).table(),
+        exception_handlers=errors.table(),
+        middleware=[Middleware(Gate, ApiKeys(api_keys), settings, errors)],
     )
     app.router.redirect_slashes = False  # a redirected POST loses its body; say 404 instead
     return app

@@ -1,6 +1,8 @@
 """Reads a request's body within its limit and decodes it into a request struct."""
 
+import asyncio
 import re
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import msgspec
@@ -8,20 +10,32 @@ from starlette.requests import Request
 
 from ghostserve.server.errors import ApiError, describe
 from ghostserve.server.protocol import GenerationRequest
+from ghostserve.server.settings import ServerSettings
 
-__all__ = ["decode_request", "read_body", "refuse_unsupported"]
+__all__ = ["RequestT", "decode_request", "read_body", "refuse_unsupported"]
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
 
 # A body over the limit is read on and thrown away up to this many times the limit: closing a connection with
 # unread data resets it, and the client would see the reset instead of the answer.
 DISCARD_FACTOR = 4
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 PATH = re.compile(r" - at `(?P<path>[^`]*)`$")
 PATH_STEP = re.compile(r"\.(?P<name>\w+)|\[(?P<index>\d+)\]")
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body, or 413 when it is larger than `limit` bytes, whatever its headers say."""
+async def read_body(request: Request, settings: ServerSettings) -> bytes:
+    """The whole body. Raises `ApiError`: 413 for one that is too large, 408 for one that is too slow."""
+    try:
+        async with asyncio.timeout(settings.body_timeout):
+            return await _read(request, settings.max_body_bytes)
+    except TimeoutError as error:
+        raise ApiError(f"the body took longer than the {settings.body_timeout:g} s allowed", status=408) from error
+
+
+async def _read(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit * DISCARD_FACTOR:
         raise _too_large(limit)
@@ -38,8 +52,13 @@ async def read_body(request: Request, limit: int) -> bytes:
     return b"".join(kept)
 
 
-def decode_request(body: bytes, kind: type[RequestT]) -> RequestT:
-    """Decode and check types; messages name the field, its value and what was expected."""
+def decode_request(body: bytes, kind: type[RequestT], max_depth: int) -> RequestT:
+    """Decode and check types; messages name the field, its value and what was expected.
+
+    May take a while for a large body, so it is called in a thread.
+    """
+    if _depth(body) > max_depth:
+        raise ApiError(f"the body is not valid JSON: nested deeper than {max_depth}", code="invalid_json")
     try:
         request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -61,6 +80,12 @@ def refuse_unsupported(request: GenerationRequest) -> None:
                 param=name,
                 code="unsupported_parameter",
             )
+
+
+def _depth(body: bytes) -> int:
+    """How deep brackets are nested outside of strings; right for valid JSON, and anything for what is none."""
+    brackets = STRING.sub(b"", body).translate(None, NOT_BRACKETS)
+    return max(accumulate(map(STEP.__getitem__, brackets)), default=0)
 
 
 def _too_large(limit: int) -> ApiError:

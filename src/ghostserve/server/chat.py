@@ -22,7 +22,7 @@ __all__ = ["ChatFormatter", "chat_job"]
 
 def chat_job(request: ChatCompletionRequest, engine: EngineClient, settings: ServerSettings) -> Job:
     """Check everything and tokenise; takes a while for a long conversation, so it is called in a thread."""
-    stop = stop_strings(request.stop)
+    stop = stop_strings(request.stop, settings)
     samples = count_samples(request.n, settings.max_choices)
     logprobs = _logprobs(request)
     prompt = chat_token_ids(request.messages, engine.tokenizer)
@@ -37,6 +37,7 @@ def chat_job(request: ChatCompletionRequest, engine: EngineClient, settings: Ser
     )
     params = sampling_params(
         request,
+        settings,
         max_tokens=max_tokens,
         logprobs=logprobs,
         logprobs_param="top_logprobs",

@@ -8,7 +8,7 @@ from ghostserve.server.errors import ApiError, describe
 from ghostserve.server.prompts import encode_text
 from ghostserve.server.protocol import ChatMessage, ContentPart
 
-__all__ = ["chat_token_ids"]
+__all__ = ["ROLES", "chat_token_ids"]
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 

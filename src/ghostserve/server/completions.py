@@ -24,7 +24,7 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 def completion_job(request: CompletionRequest, engine: EngineClient, settings: ServerSettings) -> Job:
     """Check everything and tokenise; takes a while for a long prompt, so it is called in a thread."""
-    stop = stop_strings(request.stop)
+    stop = stop_strings(request.stop, settings)
     samples = count_samples(request.n, settings.max_choices)
     prompts = prompt_token_ids(request.prompt, engine.tokenizer)
     if len(prompts) * samples > settings.max_choices:
@@ -36,6 +36,7 @@ def completion_job(request: CompletionRequest, engine: EngineClient, settings: S
     params = [
         sampling_params(
             request,
+            settings,
             max_tokens=choose_max_tokens(
                 request.max_tokens,
                 default=DEFAULT_MAX_TOKENS,

@@ -7,7 +7,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ghostserve.server.body import decode_request, read_body
+from ghostserve.server.body import RequestT, decode_request, read_body
 from ghostserve.server.chat import ChatFormatter, chat_job
 from ghostserve.server.completions import CompletionFormatter, completion_job
 from ghostserve.server.engine_client import EngineClient
@@ -15,6 +15,7 @@ from ghostserve.server.errors import ApiError, describe
 from ghostserve.server.job import JobRunner
 from ghostserve.server.metrics import RequestMetrics
 from ghostserve.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from ghostserve.server.responses import ModelCard, ModelList
 from ghostserve.server.settings import ServerSettings
 from ghostserve.server.token_text import TokenText
 
@@ -33,29 +34,30 @@ class OpenAIEndpoints:
 
     async def completions(self, request: Request) -> Response:
         """Continue prompts."""
-        body = decode_request(await self._body(request), CompletionRequest)
-        self._check(body)
+        body = await self._body(request, CompletionRequest)
         job = await asyncio.to_thread(completion_job, body, self._engine, self._settings)
         return await self._runner.respond(request, CompletionFormatter(job, self._texts))
 
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation."""
-        body = decode_request(await self._body(request), ChatCompletionRequest)
-        self._check(body)
+        body = await self._body(request, ChatCompletionRequest)
         job = await asyncio.to_thread(chat_job, body, self._engine, self._settings)
         return await self._runner.respond(request, ChatFormatter(job, self._texts))
 
     async def models(self, request: Request) -> Response:
         """The one model, in a list."""
-        return _json({"object": "list", "data": [self._model_card()]})
+        return _json(ModelList(data=[self._model_card()]))
 
     async def model(self, request: Request) -> Response:
         """The one model, by its name."""
         self._check_model(request.path_params["model"])
         return _json(self._model_card())
 
-    async def _body(self, request: Request) -> bytes:
-        return await read_body(request, self._settings.max_body_bytes)
+    async def _body(self, request: Request, kind: type[RequestT]) -> RequestT:
+        raw = await read_body(request, self._settings)
+        body = await asyncio.to_thread(decode_request, raw, kind, self._settings.max_json_depth)
+        self._check(body)
+        return body
 
     def _check(self, body: GenerationRequest) -> None:
         if body.model is not None:
@@ -72,14 +74,9 @@ class OpenAIEndpoints:
                 code="model_not_found",
             )
 
-    def _model_card(self) -> dict[str, object]:
-        return {
-            "id": self._engine.model_name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "ghostserve",
-            "max_model_len": self._engine.max_model_len,
-        }
+    def _model_card(self) -> ModelCard:
+        engine = self._engine
+        return ModelCard(id=engine.model_name, created=self._created, max_model_len=engine.max_model_len)
 
 
 def _json(content: object) -> Response:

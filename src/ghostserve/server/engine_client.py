@@ -21,6 +21,10 @@ class EngineClient(Protocol):
         """The most tokens that a prompt and its completion may have together."""
 
     @property
+    def max_sequences(self) -> int:
+        """Sequences that it takes at once, running and queued; `generate` refuses more."""
+
+    @property
     def tokenizer(self) -> Any:
         """A transformers fast tokenizer."""
 

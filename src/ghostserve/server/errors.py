@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ghostserve.errors import GhostServeError, RequestError
+from ghostserve.server.responses import ErrorAnswer, ErrorDetail
 from ghostserve.server.settings import ServerSettings
 
 __all__ = ["ApiError", "ErrorHandlers", "describe", "error_body", "status_of"]
@@ -43,20 +44,26 @@ def status_of(error: Exception) -> int:
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def error_body(error: Exception) -> dict[str, Any]:
-    """The JSON object that tells a client about `error`; an unexpected one is not shown in detail."""
+def error_body(error: Exception) -> ErrorAnswer:
+    """What tells a client about `error`; an unexpected one is not shown in detail."""
     status = status_of(error)
     code = getattr(error, "code", None)
     if code is None and status != HTTPStatus.BAD_REQUEST:
         code = "engine_unavailable" if _is_engine_failure(error) else HTTPStatus(status).name.lower()
-    return {
-        "error": {
-            "message": str(error) if isinstance(error, GhostServeError) else "the server failed; its log says why",
-            "type": "server_error" if status >= 500 else "invalid_request_error",
-            "param": getattr(error, "param", None),
-            "code": code,
-        }
-    }
+    return ErrorAnswer(
+        error=ErrorDetail(
+            message=str(error) if isinstance(error, GhostServeError) else "the server failed; its log says why",
+            type=_type_of(status),
+            param=getattr(error, "param", None),
+            code=code,
+        )
+    )
+
+
+def _type_of(status: int) -> str:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
 
 
 def _is_engine_failure(error: Exception) -> bool:
@@ -73,7 +80,7 @@ class ErrorHandlers:
         """A GhostServeError, or with Starlette's own logging anything unexpected."""
         if _is_engine_failure(error):
             logger.error("%s %s failed: %s", request.method, request.url.path, error)
-        return self._response(error, {})
+        return self.response(error, {})
 
     async def on_http_exception(self, request: Request, error: Exception) -> Response:
         """An unknown path or a wrong method."""
@@ -86,7 +93,7 @@ class ErrorHandlers:
             message = f"{where}: no such path; the API is below /v1"
         elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             message = f"{where}: this path allows {headers.get('Allow', 'other methods')}"
-        return self._response(ApiError(message, status=error.status_code), headers)
+        return self.response(ApiError(message, status=error.status_code), headers)
 
     async def on_disconnect(self, request: Request, error: Exception) -> Response:
         """The client went away before there was an answer."""
@@ -102,11 +109,13 @@ class ErrorHandlers:
             ClientDisconnect: self.on_disconnect,
         }
 
-    def _response(self, error: Exception, headers: dict[str, str]) -> Response:
+    def response(self, error: Exception, headers: dict[str, str]) -> Response:
+        """The answer that tells the client about `error`."""
         status = status_of(error)
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
             headers["Retry-After"] = self._retry_after
-        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
-            headers["Connection"] = "close"  # uvicorn closes it after an unexpected error: say so
+        if status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.REQUEST_TIMEOUT):
+            # uvicorn closes it after an unexpected error, and after 408 a body is half read: say so.
+            headers["Connection"] = "close"
         body = msgspec.json.encode(error_body(error))
         return Response(body, status_code=status, headers=headers, media_type="application/json")

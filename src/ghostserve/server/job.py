@@ -8,6 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ghostserve.server.admission import Admission
 from ghostserve.server.engine_client import EngineClient
 from ghostserve.server.generation import ChoiceSpec, Delta, run_choice
 from ghostserve.server.metrics import RequestMetrics
@@ -67,11 +68,16 @@ class JobRunner:
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
+        self.admission = Admission(engine, settings)
 
     async def respond(self, request: Request, formatter: Formatter) -> Response:
-        """The response; what the engine refuses at once is raised, so that it becomes an HTTP error."""
+        """The response; what the door or the engine refuses at once is raised, so that it becomes an HTTP error."""
+        ticket = self.admission.admit(len(formatter.job.choices))
         if not formatter.job.stream:
-            answer = await unless_disconnected(request.receive, self._whole(formatter))
+            try:
+                answer = await unless_disconnected(request.receive, self._whole(formatter))
+            finally:
+                ticket.release()
             return Response(msgspec.json.encode(answer), media_type="application/json")
         chunks = self._stream(formatter)
         try:
@@ -79,8 +85,9 @@ class JobRunner:
             first = await unless_disconnected(request.receive, _first(chunks))
         except BaseException:
             await chunks.aclose()
+            ticket.release()
             raise
-        return EventStream(first, chunks)
+        return EventStream(first, chunks, ticket.release)
 
     async def _whole(self, formatter: Formatter) -> Envelope:
         joined = {spec.index: Delta(index=spec.index) for spec in formatter.job.choices}

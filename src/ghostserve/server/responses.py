@@ -14,9 +14,45 @@ __all__ = [
     "CompletionChoice",
     "CompletionLogprobs",
     "Envelope",
+    "ErrorAnswer",
+    "ErrorDetail",
+    "ModelCard",
+    "ModelList",
     "TopLogprob",
     "Usage",
 ]
+
+
+class ErrorDetail(msgspec.Struct, kw_only=True):
+    """What went wrong; `param` names the field at fault where there is one."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(msgspec.Struct, kw_only=True):
+    """The body of every answer that is an error."""
+
+    error: ErrorDetail
+
+
+class ModelCard(msgspec.Struct, kw_only=True):
+    """The served model."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "ghostserve"
+    max_model_len: int
+
+
+class ModelList(msgspec.Struct, kw_only=True):
+    """All models, of which there is one."""
+
+    object: str = "list"
+    data: list[ModelCard]
 
 
 class Usage(msgspec.Struct, kw_only=True):

@@ -8,11 +8,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from ghostserve.errors import ConfigError
+from ghostserve.server.connection import GuardedProtocol
+from ghostserve.server.errors import ApiError, ErrorHandlers
+from ghostserve.server.settings import ServerSettings
 
 __all__ = ["bind", "serve"]
 
@@ -67,6 +72,7 @@ async def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
+    settings: ServerSettings | None = None,
     listener: socket.socket | None = None,
     on_ready: Callable[[str, int], None] | None = None,
     stop: asyncio.Event | None = None,
@@ -74,9 +80,11 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM, SIGINT or `stop`; then let running requests end, for `drain_seconds` at most.
 
+    `settings` limits connections and how long they may be idle.
     `listener` is a socket from `bind` to use instead of `host` and `port`. `on_ready` is told the address
     when requests are answered. Signals are handled only in the main thread; a second one ends the drain.
     """
+    settings = settings or ServerSettings()
     bound = listener or bind(host, port)
     with bound:
         address = bound.getsockname()
@@ -90,6 +98,9 @@ async def serve(
                 log_config=None,
                 access_log=False,
                 ws="none",
+                http=cast("Any", partial(GuardedProtocol, settings=settings, busy=_busy(settings))),
+                h11_max_incomplete_event_size=settings.h11_max_incomplete_event_size,
+                timeout_keep_alive=settings.timeout_keep_alive,
                 backlog=BACKLOG,
                 timeout_graceful_shutdown=max(1, round(drain_seconds)),
             )
@@ -152,6 +163,13 @@ def _signals(server: _Server) -> Iterator[None]:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
+
+
+def _busy(settings: ServerSettings) -> ASGIApp:
+    """Answers on connections over the limit."""
+    most = settings.limit_concurrency
+    error = ApiError(f"{most} connections are open: no more are served at once", status=503, code="overloaded")
+    return ErrorHandlers(settings).response(error, {"Connection": "close"})
 
 
 def _refusal(error: OSError, host: str, port: int) -> ConfigError:

@@ -1,7 +1,7 @@
 """Checks the sampling fields of a request and turns them into `SamplingParams`.
 
-Ranges: temperature 0..2 (OpenAI's; 0 is greedy), top_p above 0 up to 1, top_k -1 or 0 (off) or more, at most
-20 alternatives in logprobs (vLLM's), seeds 0..2**63-1.
+Ranges: temperature 0..2 (OpenAI's; 0 is greedy), top_p above 0 up to 1, top_k -1 or 0 (off) or more, seeds
+0..2**63-1; what else is limited is in the settings.
 """
 
 import math
@@ -10,23 +10,33 @@ from ghostserve.sampling import SamplingParams
 from ghostserve.server.errors import ApiError, describe
 from ghostserve.server.prompts import check_token_ids
 from ghostserve.server.protocol import GenerationRequest
+from ghostserve.server.settings import ServerSettings
 
-__all__ = ["MAX_LOGPROBS", "choose_max_tokens", "sampling_params", "stop_strings"]
+__all__ = ["choose_max_tokens", "sampling_params", "stop_strings"]
 
-MAX_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
-MAX_STOP_STRINGS = 4
 MAX_TEMPERATURE = 2.0
 
 
 def sampling_params(
-    request: GenerationRequest, *, max_tokens: int, logprobs: int | None, logprobs_param: str, vocab_size: int
+    request: GenerationRequest,
+    settings: ServerSettings,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    logprobs_param: str,
+    vocab_size: int,
 ) -> SamplingParams:
     """The request's sampling, every value checked."""
     stop_token_ids = tuple(request.stop_token_ids or ())
+    if len(stop_token_ids) > settings.max_stop_token_ids:
+        raise ApiError(
+            f"stop_token_ids has {len(stop_token_ids)} ids: at most {settings.max_stop_token_ids} are allowed",
+            param="stop_token_ids",
+        )
     check_token_ids(stop_token_ids, vocab_size, param="stop_token_ids")
     if logprobs is not None:
-        _check_int(logprobs_param, logprobs, 0, MAX_LOGPROBS)
+        _check_int(logprobs_param, logprobs, 0, settings.max_logprobs)
     if request.seed is not None:
         _check_int("seed", request.seed, 0, MAX_SEED)
     return SamplingParams(
@@ -73,11 +83,16 @@ def choose_max_tokens(
     return asked
 
 
-def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
-    """The stop strings, at most four and none empty."""
+def stop_strings(stop: str | list[str] | None, settings: ServerSettings) -> tuple[str, ...]:
+    """The stop strings: not too many, none too long and none empty."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(stops) > MAX_STOP_STRINGS:
-        raise ApiError(f"stop has {len(stops)} strings: at most {MAX_STOP_STRINGS} are allowed", param="stop")
+    if len(stops) > settings.max_stop_strings:
+        raise ApiError(f"stop has {len(stops)} strings: at most {settings.max_stop_strings} are allowed", param="stop")
+    longest = max(map(len, stops), default=0)
+    if longest > settings.max_stop_length:
+        raise ApiError(
+            f"stop has a string of {longest} characters: at most {settings.max_stop_length} are allowed", param="stop"
+        )
     if "" in stops:
         raise ApiError(f"stop is {describe(stop)}: a stop string must not be empty", param="stop")
     return stops

@@ -1,7 +1,7 @@
 """Server-sent events: a response that streams chunks and ends its source when the client goes away."""
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -26,9 +26,12 @@ def event(content: object) -> bytes:
 
 
 class EventStream(Response):
-    """Sends `first` and then `chunks`. An error ends the stream with an error event, and without `[DONE]`."""
+    """Sends `first` and then `chunks`. An error ends the stream with an error event, and without `[DONE]`.
 
-    def __init__(self, first: bytes, chunks: AsyncGenerator[bytes, None]) -> None:
+    `on_end` is called once the source is closed.
+    """
+
+    def __init__(self, first: bytes, chunks: AsyncGenerator[bytes, None], on_end: Callable[[], None]) -> None:
         self.status_code = 200
         self.background = None
         self.body = b""
@@ -42,6 +45,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._first = first
         self._chunks = chunks
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream until the end, an error or a client that is gone; the source is closed in every case."""
@@ -50,7 +54,10 @@ class EventStream(Response):
         except ClientDisconnect:
             logger.debug("%s: the client went away from its stream", scope["path"])
         finally:
-            await self._chunks.aclose()
+            try:
+                await self._chunks.aclose()
+            finally:
+                self._on_end()
 
     async def _send_all(self, send: Send) -> None:
         async def put(chunk: bytes, more: bool = True) -> None:

@@ -75,7 +75,12 @@ def _next(stream: AsyncGenerator[T, None]) -> asyncio.Task[T]:
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel and wait until all are over, so that their clean-up has run."""
-    running = [task for task in tasks if not task.done()]
+    running = []
+    for task in tasks:
+        if not task.done():
+            running.append(task)
+        elif not task.cancelled():
+            task.exception()  # several may fail at once: the first one's error is the one that is raised
     for task in running:
         task.cancel()
     for result in await asyncio.gather(*running, return_exceptions=True):

@@ -4,23 +4,21 @@ torch.distributed is initialised before vLLM does it, on a store that the execut
 what it finds, and a rendezvous that hangs can be cancelled by dropping the store.
 """
 
-import socket
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.v1.worker.gpu_worker import init_worker_distributed_environment
 
 from ghostserve.vllm.messages import QueueHandle
 from ghostserve.vllm.queues import handle_of
-from ghostserve.workers.rendezvous import HOST, JOIN_TIMEOUT
+from ghostserve.workers.rendezvous import HOST, connect, secret_prefix
 
 __all__ = ["broadcaster", "coordinators", "init_method", "join", "leave", "meet"]
 
-_CONNECT_TIMEOUT = timedelta(seconds=5)
 _COLLECTIVE_TIMEOUT = timedelta(seconds=1800)  # hangs are the executor's business: it has the step deadline
 
 
@@ -33,15 +31,11 @@ def init_method(epoch: int, rank: int) -> str:
     return f"tcp://{HOST}:0:epoch-{epoch}-rank-{rank}"
 
 
-def meet(epoch: int, store_port: int, rank: int, world_size: int, backend: str) -> None:
+def meet(epoch: int, store_port: int, secret: str, rank: int, world_size: int, backend: str) -> None:
     """Initialise torch.distributed for `epoch`. Raises `RuntimeError` or `OSError` if a member does not come."""
-    # A TCPStore client tries again for its whole timeout where nobody listens any more: look first.
-    socket.create_connection((HOST, store_port), _CONNECT_TIMEOUT.total_seconds()).close()
-    store = TCPStore(HOST, store_port, is_master=False, wait_for_workers=False, timeout=_CONNECT_TIMEOUT)
-    store.set_timeout(JOIN_TIMEOUT)
     dist.init_process_group(
         backend,
-        store=PrefixStore(f"epoch-{epoch}", store),
+        store=PrefixStore(secret_prefix(epoch, secret), connect(store_port)),
         rank=rank,
         world_size=world_size,
         timeout=_COLLECTIVE_TIMEOUT,

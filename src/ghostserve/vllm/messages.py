@@ -68,10 +68,14 @@ class StepNotes(msgspec.Struct, frozen=True):
 
 
 class Join(msgspec.Struct, frozen=True, tag=True):
-    """Rendezvous of all ranks under `epoch`; a newcomer builds its model here, once the group is there."""
+    """Rendezvous of all ranks under `epoch`; a newcomer builds its model here, once the group is there.
+
+    Only the ranks know `secret`.
+    """
 
     epoch: int
     store_port: int
+    secret: str
     calls: QueueHandle
 
 

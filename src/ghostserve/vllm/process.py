@@ -151,7 +151,8 @@ class Process:
         self._epoch = join.epoch
         try:
             backend = current_platform.dist_backend
-            groups.meet(join.epoch, join.store_port, self._number, self._config.parallel_config.world_size, backend)
+            world_size = self._config.parallel_config.world_size
+            groups.meet(join.epoch, join.store_port, join.secret, self._number, world_size, backend)
             if self._rank is None:
                 self._rank = Rank(self._config, self._number, join)
                 self._rank.worker.worker.tell = self._channel.send

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
 from ghostserve.errors import GhostServeError
 from ghostserve.parity.ranges import num_slots
 from ghostserve.recovery import events as ev
@@ -23,7 +21,7 @@ from ghostserve.vllm.protection import Protection
 from ghostserve.vllm.queues import EpochQueues, QueueError, remove_leftovers
 from ghostserve.vllm.replay import Ask, Replay, Script
 from ghostserve.workers.group import WorkerGroup
-from ghostserve.workers.rendezvous import host_rendezvous
+from ghostserve.workers.rendezvous import Rendezvous, host_rendezvous
 
 __all__ = ["Driver"]
 
@@ -65,7 +63,7 @@ class Driver:
         self.counters = {"replay_mismatches": 0.0}
         self._group, self._calls, self._make_queues = group, calls, make_queues
         self._skip_rebuild, self._on_failure = skip_rebuild, on_failure
-        self._rendezvous: TCPStore | None = None
+        self._rendezvous: Rendezvous | None = None
         self._queues: EpochQueues | None = None
         self._joined: dict[int, msg.Joined] = {}
         self._members: tuple[int, ...] = ()
@@ -203,10 +201,10 @@ class Driver:
     def _join(self, epoch: int, members: tuple[int, ...]) -> None:
         self._fence(epoch)
         self._members = members
-        self._rendezvous = host_rendezvous()
+        self._rendezvous = rendezvous = host_rendezvous()
         self._queues = self._make_queues()
         for worker in members:
-            self._group.send(worker, msg.Join(epoch, self._rendezvous.port, self._queues.handle))
+            self._group.send(worker, msg.Join(epoch, rendezvous.port, rendezvous.secret, self._queues.handle))
 
     def _meet(self) -> None:
         """Everyone is in the group: connect the queues, then see to it that all have caches and know each other's."""
