@@ -23,7 +23,7 @@ __all__ = ["Probe"]
 _SMALL_PROMPT, _DECODES = 8, 24
 _BESIDE = 4
 """Streams that run while a standby starts; max_num_seqs is at least that."""
-_REQUESTS = 4
+_REQUESTS = 3
 _KILL_AT, _AFTER = 6, 16
 _STANDBY_SECONDS = 120.0
 
@@ -68,9 +68,13 @@ class Probe:
         """Tokens of a whole prefill step that the context has room for, with something to draw after it."""
         return min(self.config.max_num_batched_tokens, self.engine.max_model_len // 2)
 
+    @property
+    def _standbys_ready(self) -> bool:
+        return sum(s.state == "ready" for s in self.engine.status().standbys) >= self.config.standbys
+
     def await_standbys(self) -> None:
         deadline = time.monotonic() + _STANDBY_SECONDS
-        while sum(s.state == "ready" for s in self.engine.status().standbys) < self.config.standbys:
+        while not self._standbys_ready:
             if time.monotonic() > deadline:
                 raise GhostServeError(f"no {self.config.standbys} standbys were ready in {_STANDBY_SECONDS:.0f} s")
             time.sleep(0.02)
@@ -92,7 +96,7 @@ class Probe:
             for number in range(_REQUESTS):
                 self._streams += 1
                 length = 1 + (index * 61 + number * 97) % self._chunk
-                params = SamplingParams(temperature=0.0, max_tokens=8 + 5 * index + number, ignore_eos=True)
+                params = SamplingParams(temperature=0.0, max_tokens=8 + 3 * index + number, ignore_eos=True)
                 prompt = [(self._streams * 7919 + position) % vocabulary for position in range(length)]
                 async for _ in self.engine.generate(f"{self.strategy}-{self._streams}", prompt, params):
                     continue
@@ -100,7 +104,10 @@ class Probe:
         await asyncio.gather(*(client(index) for index in range(count)))
 
     def measure_kill(self, context: int, *, counts: bool = True) -> None:
-        """Fill the engine with contexts of that length, kill the last rank, wait until a standby is there again."""
+        """Fill the engine with contexts of that length, kill the last rank, wait until a standby is there again.
+
+        Of a kill that does not count, the time until then is used to see what a standby's start costs.
+        """
         self.watch.clear()
         struck: list[float] = []
 
@@ -111,9 +118,11 @@ class Probe:
 
         self._stream(self.config.max_num_seqs, context, _AFTER, on_token=strike)
         kill = self.watch.kill(struck[0])
-        self._watch_standby(struck[0])
         if counts:
             self.kills.append(kill)
+            self.await_standbys()
+        else:
+            self._watch_standby(struck[0])
 
     def verify(self) -> None:
         """Run everything again undisturbed. Raises `GhostServeError` if a token differs: then no figure counts."""
@@ -127,11 +136,17 @@ class Probe:
     def _watch_standby(self, struck: float) -> None:
         """Keep streams decoding until the standby is there, and some more after that: what its start costs a step."""
         self.watch.clear()
-        while sum(s.state == "ready" for s in self.engine.status().standbys) < self.config.standbys:
+        ready: list[float] = []
+
+        def look(streams: list[Stream]) -> None:
+            if not ready and self._standbys_ready:
+                ready.append(time.monotonic())
+
+        while not ready:
             if time.monotonic() > struck + _STANDBY_SECONDS:
                 raise GhostServeError(f"no standby was ready in {_STANDBY_SECONDS:.0f} s")
-            self._stream(_BESIDE, _SMALL_PROMPT, _DECODES)
-        self.standby_seconds.append(time.monotonic() - struck)
+            self._stream(_BESIDE, _SMALL_PROMPT, _DECODES, on_token=look)
+        self.standby_seconds.append(ready[0] - struck)
         during = [s.seconds for s in self.watch.steps(0) if s.decodes == _BESIDE]
         self.watch.clear()
         for _ in range(2):
