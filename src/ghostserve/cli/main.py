@@ -331,6 +331,7 @@ def plan(
     detect_s: float | None = None,
     rejoin_s: float | None = None,
     hours_between_failures: float | None = None,
+    constants: Path | None = None,
     output: Path | None = None,
     plot: Path | None = None,
 ) -> int:
@@ -370,6 +371,9 @@ def plan(
         Seconds until a standby has the lost rank's place.
     hours_between_failures
         Of one GPU, in place of the preset's.
+    constants
+        A JSON file of ghostserve simulate --calibrate: its prefill rate, link, disk, detect and rejoin times are taken;
+        what is given here as well comes first.
     output
         Write inputs and plan to this file, as JSON.
     plot
@@ -378,13 +382,31 @@ def plan(
     from msgspec.structs import replace
 
     from ghostserve.cli.plan import run_plan
-    from ghostserve.plan import FAILURES, HARDWARE, Wishes, read_shape
+    from ghostserve.plan import FAILURES, HARDWARE, Wishes, measured_hardware, read_shape
 
     for name, value, known in (("hardware", hardware, HARDWARE), ("failures", failures, FAILURES)):
         if value not in known:
             raise ConfigError(f"{name} {value!r} is unknown; allowed: {', '.join(known)}")
     rates = {"link_gbps": link_gbps, "ssd_gbps": ssd_gbps, "mfu": mfu, "detect_s": detect_s, "rejoin_s": rejoin_s}
-    chosen = replace(HARDWARE[hardware], **{name: rate for name, rate in rates.items() if rate is not None})
+    base, shape = HARDWARE[hardware], read_shape(model)
+    if constants is not None:
+        from ghostserve.fleetsim import read_constants
+
+        c = read_constants(constants)
+        if c.ranks != tensor_parallel_size:
+            raise ConfigError(f"{constants} was measured with {c.ranks} ranks, not {tensor_parallel_size}")
+        base = measured_hardware(
+            base,
+            shape,
+            ranks=c.ranks,
+            prefill_tokens_per_s=c.prefill_tokens_per_s,
+            link_bytes_per_s=c.rebuild_bytes_per_s,
+            ssd_bytes_per_s=c.ssd_bytes_per_s,
+            detect_s=c.detect_s,
+            rejoin_s=c.rejoin_s,
+            source=str(constants),
+        )
+    chosen = replace(base, **{name: rate for name, rate in rates.items() if rate is not None})
     often = FAILURES[failures]
     if hours_between_failures is not None:
         if not hours_between_failures > 0:
@@ -399,7 +421,7 @@ def plan(
         max_parity=max_parity,
         overhead=overhead,
     )
-    return run_plan(read_shape(model), chosen, often, wishes, output=output, plot=plot)
+    return run_plan(shape, chosen, often, wishes, output=output, plot=plot)
 
 
 @app.command
@@ -419,6 +441,12 @@ def simulate(
     repair_hours: float = 4.0,
     strategies: str | None = None,
     seed: int = 0,
+    calibrate: str | None = None,
+    check: str | None = None,
+    tensor_parallel_size: Ranks = 2,
+    rounds: int = 3,
+    requests: int = 80,
+    constants_out: Path | None = None,
     output: Path | None = None,
     plot: Path | None = None,
 ) -> int:
@@ -454,11 +482,46 @@ def simulate(
         Such as none,parity:1; all by default.
     seed
         Decides arrivals and faults.
+    calibrate
+        Simulate nothing: measure the constants on the embedded engine, on this machine's CPU. A checkpoint, or tiny
+        for a small model that is made for it.
+    check
+        The same, then one small scenario in the engine and in the simulator, side by side. With --constants these
+        are checked. The exit code is 1 where they are too far apart.
+    tensor_parallel_size
+        Ranks of the engine that is measured.
+    rounds
+        Samples of each figure: the median counts.
+    requests
+        Of the scenario that is checked.
+    constants_out
+        Write the constants that were measured to this file, for --constants.
     output
         Write settings, constants and outcomes to this file, as JSON.
     plot
         Draw the strategies into this PNG file.
     """
+    if calibrate is not None or check is not None:
+        from ghostserve.cli.calibrate import run_calibrate, run_check
+        from ghostserve.fleetsim import read_constants
+
+        if rounds < 1 or (calibrate is not None and check is not None):
+            raise ConfigError(f"either --calibrate or --check, and rounds of at least 1, not {rounds}")
+        if calibrate is not None:
+            return run_calibrate(calibrate, tensor_parallel_size, rounds=rounds, constants_out=constants_out)
+        assert check is not None
+        return run_check(
+            check,
+            tensor_parallel_size,
+            rounds=rounds,
+            requests=requests,
+            seed=seed,
+            constants=None if constants is None else read_constants(constants),
+            constants_out=constants_out,
+            output=output,
+        )
+    if constants_out is not None:
+        raise ConfigError("--constants-out needs --calibrate or --check: nothing is measured without them")
     from ghostserve.cli.simulate import run_fleet
     from ghostserve.fleetsim import STRATEGIES, Constants, FleetSettings, poisson_load, read_constants, trace_load
     from ghostserve.plan import FAILURES

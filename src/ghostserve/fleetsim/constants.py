@@ -13,6 +13,8 @@ __all__ = ["Constants", "read_constants"]
 class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One engine. A step takes decode_step_s + decode_seq_s x decodes + prefill tokens / prefill_tokens_per_s.
 
+    With a prefill in it, it takes prefill_step_s more: attention runs in two ways then.
+
     The defaults are no measurement: a 70B Llama at TP 8 on H100, from `ghostserve plan` and data sheets.
     """
 
@@ -20,6 +22,7 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     prefill_tokens_per_s: float = 22429.0
     decode_step_s: float = 0.009
     decode_seq_s: float = 0.0001
+    prefill_step_s: float = 0.0
     detect_s: float = 0.1
     rejoin_s: float = 3.0
     cold_start_s: float = 120.0
@@ -29,11 +32,24 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     kv_bytes_per_token: int = 327_680
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 8192
+    standby_s: float = 0.0
+    """From a failure until the next standby is ready, ..."""
+    standby_overhead: float = 0.0
+    """... and the part by which steps take longer meanwhile, where its start takes the ranks' cores."""
     overhead: dict[str, float] = msgspec.field(default_factory=dict)
     """By strategy: the part by which steps take longer, 0.01 = 1 %."""
 
     def __post_init__(self) -> None:
-        zero = ("decode_step_s", "decode_seq_s", "detect_s", "rejoin_s", "cold_start_s")
+        zero = (
+            "decode_step_s",
+            "decode_seq_s",
+            "detect_s",
+            "rejoin_s",
+            "cold_start_s",
+            "standby_s",
+            "standby_overhead",
+            "prefill_step_s",
+        )
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if name == "overhead":

@@ -75,6 +75,9 @@ def serve(
         c.max_num_batched_tokens,
         restore.covered,
         restore.seconds_per_token,
+        c.prefill_step_s * slower,
+        c.standby_s,
+        1 + c.standby_overhead,
         first,
         end,
     )
@@ -95,6 +98,9 @@ def _serve_plain(
     max_tokens: int,
     covered: int,
     restore: float,
+    per_prefill: float,
+    standby: float,
+    beside: float,
     first: Any,
     end: Any,
 ) -> Any:
@@ -108,6 +114,7 @@ def _serve_plain(
     running = next_one = fault = redone = 0
     now = pause = recovery = 0.0
     disturbed = -1.0
+    starting = -1.0  # until then a standby starts, and steps take `beside` times as long
     while next_one < n or running > 0 or fault < faults:
         if running == 0 and (next_one >= n or at[next_one] > now):
             coming = at[next_one] if next_one < n else math.inf
@@ -125,6 +132,7 @@ def _serve_plain(
             while fault < faults and (lost == 0 or fault_at[fault] <= until):
                 lost += fault_lost[fault]
                 ready = max(ready, fault_at[fault] + fault_down[fault])
+                starting = fault_at[fault] + standby
                 until = max(until, ready + (tokens * restore * lost if lost <= covered else 0.0))
                 fault += 1
             pause += until - began
@@ -167,6 +175,10 @@ def _serve_plain(
         if running == 0:
             continue
         length = base + per_seq * decodes + per_token * prefill
+        if prefill > 0:
+            length += per_prefill
+        if now < starting:
+            length *= beside
         steps = 1
         if prefill == 0:
             steps = left[0]
@@ -174,6 +186,8 @@ def _serve_plain(
                 steps = min(steps, left[i])
             if next_one < n and running < max_seqs and length > 0:
                 steps = max(1, min(steps, math.ceil((at[next_one] - now) / length)))
+            if now < starting and length > 0:
+                steps = max(1, min(steps, math.ceil((starting - now) / length)))
         if fault < faults and length > 0 and now + steps * length > fault_at[fault]:
             steps = min(steps, int((fault_at[fault] - now) / length))
             if steps <= 0:

@@ -2,6 +2,7 @@
 
 from ghostserve.plan.choose import Plan, make_plan
 from ghostserve.plan.inputs import FAILURES, HARDWARE, Failures, Hardware, Wishes
+from ghostserve.plan.measured import measured_hardware
 from ghostserve.plan.models import MODELS, ModelShape, read_shape
 from ghostserve.plan.strategies import Outlook
 
@@ -16,5 +17,6 @@ __all__ = [
     "Plan",
     "Wishes",
     "make_plan",
+    "measured_hardware",
     "read_shape",
 ]
