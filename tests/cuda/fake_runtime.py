@@ -132,6 +132,10 @@ class FakeRuntime:
             ctypes.memmove(target, source, nbytes)
         self.note("copy", stream.name, target, source, nbytes)
 
+    def copy_many(self, copies, stream):
+        for copy in copies:
+            self.copy(*copy, stream)
+
     def copy_rows(self, target, target_stride, source, source_stride, width, rows, stream):
         self._stream(stream)
         if rows > 1 and width > min(target_stride, source_stride):

@@ -45,7 +45,7 @@ class HostBound:
         for shard, rows in list(zip(self.shards, data, strict=True))[len(plan.inputs) :]:
             self._move(shard, slots, rows, read=False)
         taken = np.stack([kernels.backend.checksums(rows) for rows in data], axis=1)
-        sums.numpy().view(np.uint64)[:count] += taken
+        sums.numpy().view(np.uint64).reshape(-1)[: taken.size] += taken.reshape(-1)
 
     def _move(self, shard, slots, rows, *, read):
         for (block, slot, row), data in zip(slots, rows, strict=True):

@@ -17,7 +17,7 @@ from ghostserve.recovery.rebuild import Fault, rebuild
 pytest_plugins = ["path_fixtures"]
 
 CODES = ["xor", "rs:2", "rs:4", "rdp"]
-SMALL_RING = 1200
+SMALL_RING = 1600
 SLOT = SlotRange(4, 2, 0, 1, 2)
 OTHERS = tuple(s for s in singles(RANGES) if s != SLOT)
 
@@ -78,7 +78,7 @@ def test_the_wipe_is_a_loss(make_world):
 @pytest.mark.parametrize("code", ["rs:2", "rs:4", "rdp"])
 @pytest.mark.parametrize("kind", ALL)
 def test_a_small_ring_takes_many_turns(make_world, kind, code):
-    world = flushed(make_world, kind, code, ring_bytes=SMALL_RING if code != "rs:4" else 1800)
+    world = flushed(make_world, kind, code, ring_bytes=SMALL_RING if code != "rs:4" else 3000)
     expected = cpu_report(world, (0, 2))
     assert same_report(world.rebuild(0, 2), expected), "nothing had to be done twice"
     assert world.only_asked(0)
@@ -231,7 +231,7 @@ def test_nothing_asked_is_nothing_done(make_world):
 
 def test_auto_goes_by_how_the_parity_lies(make_world):
     """Long runs come by the copy engine, short ones are read by the kernel."""
-    layout = CacheLayout.layered(num_layers=4, num_blocks=64, block_size=16, row_bytes=4096)
+    layout = CacheLayout.layered(num_layers=4, num_blocks=64, block_size=16, row_bytes=2048)
     ranges = [SlotRange(b, 1, b, 0, 16) for b in range(32)]
     for together in (True, False):
         world = make_world("eager", "xor", world=2, layout=layout, ranges=ranges, num_parity_blocks=64, mode="auto")
@@ -241,7 +241,7 @@ def test_auto_goes_by_how_the_parity_lies(make_world):
         world.runtime.log.clear()
         assert world.rebuild(1).failed == ()
         assert world.only_asked(1)
-        parity = [entry for entry in world.runtime.log if entry[0] == "copy" and entry[-1] >= layout.slot_bytes]
+        parity = [entry for entry in world.runtime.log if entry[0] == "copy" and entry[-1] >= 16 * layout.slot_bytes]
         assert bool(parity) == together
 
 

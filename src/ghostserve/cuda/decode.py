@@ -1,33 +1,35 @@
 """The pipeline of a rebuild: parity of the next tile comes up the link while the kernel runs over this one."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ghostserve.codes import Plan
 from ghostserve.cuda.copying import COPY
-from ghostserve.cuda.flush import FlushMode, check_blocks, contiguous_runs
+from ghostserve.cuda.flush import FlushMode, check_blocks, consecutive_runs
 from ghostserve.cuda.kernels import Bound, Kernels
 from ghostserve.cuda.payload import StorePayload
 from ghostserve.cuda.ring import Ring
-from ghostserve.cuda.runtime import Runtime
+from ghostserve.cuda.runtime import Event, Runtime
 from ghostserve.cuda.shards import FlatShard, PagedShard
 from ghostserve.parity.geometry import ShardMap
 from ghostserve.parity.ranges import SlotRange, num_slots, tiles
 from ghostserve.parity.slots import SlotTable
 from ghostserve.parity.store import ParityStore
 
-__all__ = ["Arrived", "DecodeJob", "Engine"]
+__all__ = ["DecodeJob", "Engine", "Refilled"]
 
-FRAMES = 2
-"""Large tiles: the host, which queues every copy, must be faster than the link. Two keep the copy engine busy."""
+FRAMES = 3
+"""Two keep the copy engine busy; with the third it is also busy while the host sleeps a little long."""
 
-ZERO_COPY_RUN_BYTES = 1 << 20
-"""Shorter runs of parity are read by the kernel itself: a copy for each would keep the host too busy."""
+TURNS = FRAMES + 1
+"""A tile's checksums are compared while its successor in the frame is under way."""
+
+ZERO_COPY_RUN_BYTES = 512 << 10
+"""Shorter runs of parity are read by the kernel itself: the copy engine rests too long between them."""
 
 
 class Engine:
@@ -49,15 +51,17 @@ class Engine:
         self.store, self.payload, self.shard_map = store, payload, shard_map
         self.layout, self.mode = kernels.layout, mode
         self.compute, self.copies = runtime.stream(), runtime.stream()
-        self.done = [runtime.event() for _ in range(FRAMES)]
+        self.done = [runtime.event() for _ in range(TURNS)]
         self.fetched = [runtime.event() for _ in range(FRAMES)]
 
 
 @dataclass(frozen=True)
-class Arrived:
-    """A tile that is through: which of its slots were committed, and for which of those every checksum is right."""
+class Refilled:
+    """What became of the slots that were asked for, in their order: bool (S,) each.
 
-    slots: Sequence[SlotRange]
+    committed: there was parity for them, so they were written. good: and every checksum is the recorded one.
+    """
+
     committed: NDArray[np.bool_]
     good: NDArray[np.bool_]
 
@@ -73,13 +77,12 @@ class _Pass:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A tile on its way; `sums` is None where none of it is committed."""
+    """A tile on its way: its committed slots, and their checksums once it is done (None where there are none)."""
 
-    frame: int
-    slots: Sequence[SlotRange]
     committed: NDArray[np.bool_]
-    asked: SlotTable
+    slots: SlotTable
     sums: NDArray[np.uint64] | None
+    done: Event
 
 
 class DecodeJob:
@@ -117,7 +120,7 @@ class DecodeJob:
         if self._direct:
             self._fetches = 0
         sums = (len(plan.inputs) + len(plan.outputs) if plan else 0) + 2 * len(copies)
-        self._frames = engine.ring.cut((self._fetches + len(scratch)) * size, sums, FRAMES)
+        self._frames = engine.ring.cut((self._fetches + len(scratch)) * size, sums, FRAMES, TURNS)
         self._passes: list[_Pass] = []
         if plan:
             live = where.holders(lost_ranks)
@@ -134,39 +137,41 @@ class DecodeJob:
         self.inputs = sum(one.inputs for one in self._passes)
         """Shards that are read for each slot."""
 
-    def run(self, on_tile: Callable[[Arrived], None]) -> None:
-        """Refill all committed slots; `on_tile` is told of every tile in order. Nothing is under way afterwards."""
-        engine, frames = self._engine, self._frames.frames
-        pending: list[_Tile] = []
+    def run(self) -> Refilled:
+        """Refill all committed slots. Nothing is under way when this returns or raises."""
+        engine, frames = self._engine, self._frames
+        pending: deque[_Tile] = deque()
+        done = [(np.empty(0, dtype=np.bool_), np.empty(0, dtype=np.bool_))]
         try:
-            table, first = engine.store.table(self._ranges), 0
-            for number, tile in enumerate(tiles(self._ranges, self._frames.rows)):
-                part = table[first : first + self._frames.rows]
-                first += self._frames.rows
-                ready = None
-                if len(pending) == frames:
-                    ready = self._wait(pending.pop(0))
-                pending.append(self._start(tile, part, number % frames))
-                # Only now: the device should not wait for what the host has to compare.
-                if ready is not None:
-                    on_tile(self._check(ready))
+            with engine.runtime.use(engine.compute):
+                for number, tile in enumerate(tiles(self._ranges, frames.rows)):
+                    ready = None
+                    if len(pending) == frames.frames:
+                        ready = pending.popleft()
+                        ready.done.synchronize()
+                    pending.append(self._start(tile, number))
+                    # Only now: the device should not wait for what the host has to compare.
+                    if ready is not None:
+                        done.append((ready.committed, self._check(ready)))
             for last in pending:
-                on_tile(self._check(self._wait(last)))
+                last.done.synchronize()
+                done.append((last.committed, self._check(last)))
         except BaseException:
             # Nothing may write to the arena, nor read the store, once this has returned.
             engine.copies.synchronize()
             engine.compute.synchronize()
             raise
+        committed, good = (np.concatenate([tile[i] for tile in done]) for i in range(2))
+        return Refilled(committed, good)
 
     def _reads_direct(self, shards: int) -> bool:
         if self._engine.mode != "auto":
             return self._engine.mode == "zero-copy"
-        follows = sum(
-            (b.parity_block - a.parity_block) * self._engine.layout.block_size == a.stop - b.start
-            for a, b in pairwise(self._ranges)
-        )
-        runs = max(1, len(self._ranges) - follows)
-        return num_slots(self._ranges) * shards * self._engine.layout.slot_bytes < ZERO_COPY_RUN_BYTES * runs
+        read = num_slots(self._ranges) * shards * self._engine.layout.slot_bytes
+        if read >= ZERO_COPY_RUN_BYTES * len(self._ranges):
+            return False  # already if no range follows another; to see which do takes a while
+        runs = len(consecutive_runs(self._engine.store.table(self._ranges).row))
+        return read < ZERO_COPY_RUN_BYTES * runs
 
     def _flat(self, parity: Sequence[int], scratch: Sequence[int]) -> Mapping[int, FlatShard]:
         """Where token-major shards lie: one address and one stride for the rows of all frames together."""
@@ -179,54 +184,46 @@ class DecodeJob:
         begin += rows * self._fetches * size
         return found | {s: FlatShard(begin + i * rows * size, size) for i, s in enumerate(scratch)}
 
-    def _start(self, tile: Sequence[SlotRange], table: SlotTable, frame: int) -> _Tile:
+    def _start(self, tile: Sequence[SlotRange], number: int) -> _Tile:
         engine, frames = self._engine, self._frames
-        committed = engine.store.committed_slots(table)
-        asked = table if committed.all() else table[committed]
-        if not len(asked):
-            return _Tile(frame, tile, committed, asked, None)
-        places, runs = (asked.row, []) if self._direct else contiguous_runs(asked.row)
-        rows = places if self._direct else places + frame * frames.rows
-        index = np.stack([asked.block, asked.slot, rows], axis=1).astype(np.int32)
-        check_blocks(index, engine.layout)
+        frame, turn = number % frames.frames, number % frames.turns
+        slots = engine.store.table(tile)
+        check_blocks(slots.block, engine.layout)
+        committed = engine.store.committed_slots(slots)
+        if not committed.all():
+            slots = slots[committed]
+        found = self._launch(slots, frame, turn) if len(slots) else None
+        engine.done[turn].record(engine.compute)
+        return _Tile(committed, slots, found, engine.done[turn])
+
+    def _launch(self, slots: SlotTable, frame: int, turn: int) -> NDArray[np.uint64]:
+        engine, frames, count = self._engine, self._frames, len(slots)
+        first = frame * frames.rows
+        index = frames.index[turn][:count]
+        index[:, 0], index[:, 1] = slots.block, slots.slot
+        index[:, 2] = slots.row if self._direct else np.arange(first, first + count)
         # On the copies' stream: on the other it would queue behind the parity of the next tiles.
-        on_device, sums = frames.upload(frame, index, engine.copies)
+        on_device, sums = frames.upload(turn, count, engine.copies)
         if self._fetches:
-            width = self._fetches * engine.layout.slot_bytes
-            for place, row, count in runs:
-                target = frames.payload + (frame * frames.rows + place) * width
-                engine.payload.read(row, count, self._first, self._fetches, target, engine.copies)
+            target = frames.payload + first * self._fetches * engine.layout.slot_bytes
+            engine.payload.read(consecutive_runs(slots.row), self._first, self._fetches, target, engine.copies)
         engine.fetched[frame].record(engine.copies)
         engine.compute.wait_event(engine.fetched[frame])
-        self._launch(on_device, sums)
-        found = frames.download(frame, len(index), engine.compute)
-        engine.done[frame].record(engine.compute)
-        return _Tile(frame, tile, committed, asked, found)
+        at = 0
+        for one in self._passes:
+            one.bound.launch(on_device, count, sums[at:] if at else sums)
+            at += count * len(one.shards)
+        return frames.download(turn, count, engine.compute)
 
-    def _launch(self, index: torch.Tensor, sums: torch.Tensor) -> None:
-        count, at = len(index), 0
-        with self._engine.runtime.use(self._engine.compute):
-            for one in self._passes:
-                width = len(one.shards)
-                one.bound.launch(index, count, sums[at : at + count * width].view(count, width))
-                at += count * width
-
-    def _wait(self, tile: _Tile) -> _Tile:
-        """The tile with its checksums in memory of its own: the frame's will be overwritten."""
+    def _check(self, tile: _Tile) -> NDArray[np.bool_]:
+        """For which slots every checksum of every shard that was read or written is the recorded one."""
+        good = tile.committed.copy()
         if tile.sums is None:
-            return tile
-        self._engine.done[tile.frame].synchronize()
-        return replace(tile, sums=tile.sums.copy())
-
-    def _check(self, tile: _Tile) -> Arrived:
-        """Compare every checksum of every shard that was read or written with the recorded one."""
-        count, at = len(tile.asked), 0
-        good = np.ones(count, dtype=np.bool_)
-        if tile.sums is not None:
-            records = self._engine.store.records(tile.asked)
-            for one in self._passes:
-                width = len(one.shards)
-                sums = tile.sums[at : at + count * width].reshape(count, width)
-                good &= (sums == records[:, list(one.shards)]).all(axis=1)
-                at += count * width
-        return Arrived(tile.slots, tile.committed, good)
+            return good
+        count, at = len(tile.slots), 0
+        for one in self._passes:
+            width = len(one.shards)
+            sums = tile.sums[at : at + count * width].reshape(count, width)
+            good[tile.committed] &= self._engine.store.matches(tile.slots, one.shards, sums)
+            at += count * width
+        return good

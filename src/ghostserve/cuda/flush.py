@@ -1,18 +1,17 @@
 """Flushing on the device: peers' shards are read in place, parity goes to the store, nothing waits for it."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ghostserve.codes import Code
 from ghostserve.cuda.kernels import Bound, Kernels
 from ghostserve.cuda.payload import StorePayload
-from ghostserve.cuda.ring import TURNS, Frames, Ring
+from ghostserve.cuda.ring import TURNS, Ring
 from ghostserve.cuda.runtime import Event, Runtime
 from ghostserve.cuda.shards import FlatShard, PagedShard
 from ghostserve.errors import CudaError
@@ -21,7 +20,7 @@ from ghostserve.parity.ranges import SlotRange, num_slots
 from ghostserve.parity.slots import SlotTable
 from ghostserve.parity.store import ParityStore
 
-__all__ = ["FlushMode", "Flusher", "check_blocks", "contiguous_runs"]
+__all__ = ["FlushMode", "Flusher", "check_blocks", "consecutive_runs"]
 
 FlushMode = Literal["ring", "zero-copy", "auto"]
 
@@ -33,6 +32,10 @@ ZERO_COPY_RUN = 4
 """So are more of them, if they lie in runs shorter than this on average."""
 ZERO_COPY_PROGRAMS = 16
 """Thread blocks that saturate the link; the other multiprocessors stay with the model."""
+
+
+FIRST = 4
+"""The first tile is a so much smaller one: until its kernel is done the link has nothing to do."""
 
 
 @dataclass
@@ -96,41 +99,27 @@ class Flusher:
         """
         direct = self._writes_direct(ranges)
         frames = self._in_store if direct else self._in_ring
-        slots, index = self._lay_out(ranges, frames, direct)
+        # All slots at once, as Python's time for a tile is what the copy engine would wait for; for the ring as they
+        # lie in the store, so that as few copies as possible move them.
+        slots = self._store.table(ranges, by_row=not direct)
+        check_blocks(slots.block, self._layout)
         pending: deque[_Tile] = deque()
         try:
-            if after is not None:
-                self._compute.wait_event(after)
-            for number, first in enumerate(range(0, len(slots), frames.rows)):
-                if len(pending) == frames.turns:
+            with self._runtime.use(self._compute):
+                if after is not None:
+                    self._compute.wait_event(after)
+                for number, part in enumerate(_parts(len(slots), frames.rows, 1 if direct else FIRST)):
+                    if len(pending) == frames.turns:
+                        self._finish(epoch, pending.popleft(), on_stage)
+                    on_stage("begin")
+                    pending.append(self._start(epoch, slots[part], number, direct))
+                while pending:
                     self._finish(epoch, pending.popleft(), on_stage)
-                on_stage("begin")
-                part = slice(first, first + frames.rows)
-                pending.append(self._start(epoch, slots[part], index[part], number, direct))
-            while pending:
-                self._finish(epoch, pending.popleft(), on_stage)
         except BaseException:
             # A fenced rank reports its flushes as ended: no copy may reach the store after that.
             self._compute.synchronize()
             self._copies.synchronize()
             raise
-
-    def _lay_out(
-        self, ranges: Sequence[SlotRange], frames: Frames, direct: bool
-    ) -> tuple[SlotTable, NDArray[np.int32]]:
-        """All slots at once, as Python's time for a tile is what the copy engine would wait for; and their index.
-
-        For the ring in the order of the store's rows, so that as few copies as possible move them.
-        """
-        slots = self._store.table(ranges)
-        place = slots.row
-        if not direct:
-            slots = slots[np.argsort(slots.row, kind="stable")]
-            tile, within = np.divmod(np.arange(len(slots)), frames.rows)
-            place = tile % frames.frames * frames.rows + within
-        index = np.stack([slots.block, slots.slot, place], axis=1).astype(np.int32)
-        check_blocks(index, self._layout)
-        return slots, index
 
     def _writes_direct(self, ranges: Sequence[SlotRange]) -> bool:
         if self.mode != "auto":
@@ -138,30 +127,28 @@ class Flusher:
         slots = num_slots(ranges)
         return slots <= max(ZERO_COPY_SLOTS, ZERO_COPY_RUN * len(ranges))
 
-    def _start(self, epoch: int, slots: SlotTable, index: NDArray[np.int32], number: int, direct: bool) -> _Tile:
+    def _start(self, epoch: int, slots: SlotTable, number: int, direct: bool) -> _Tile:
         frames = self._in_store if direct else self._in_ring
-        frame, turn = number % frames.frames, number % frames.turns
+        frame, turn, rows = number % frames.frames, number % frames.turns, len(slots)
         # From here on the payload of these slots is anybody's guess.
         self._store.begin(epoch, slots)
+        index = frames.index[turn][:rows]
+        index[:, 0], index[:, 1] = slots.block, slots.slot
+        index[:, 2] = slots.row if direct else np.arange(frame * frames.rows, frame * frames.rows + rows)
+        on_device, sums = frames.upload(turn, rows, self._compute)
         if not direct and number >= frames.frames:
             self._compute.wait_event(self._emptied[frame])
-        with self._runtime.use(self._compute):
-            on_device, sums = frames.upload(turn, index, self._compute)
-            self._launch(direct, on_device, sums.view(len(index), frames.sums))
+        self._bound[direct].launch(on_device, rows, sums, programs=ZERO_COPY_PROGRAMS if direct else None)
         stream = self._compute
         if not direct:
-            self._encoded[frame].record(self._compute)
+            self._encoded[frame].record(stream)
             stream = self._copies
             stream.wait_event(self._encoded[frame])
-            for place, row, count in ascending_runs(slots.row):
-                self._payload.write(row, count, frames.row_address(frame, place), stream)
+            self._payload.write(consecutive_runs(slots.row), frames.row_address(frame, 0), stream)
             self._emptied[frame].record(stream)
-        found = frames.download(turn, len(index), stream)
+        found = frames.download(turn, rows, stream)
         self._done[turn].record(stream)
-        return _Tile(slots, found.reshape(len(index), frames.sums), self._done[turn])
-
-    def _launch(self, direct: bool, index: torch.Tensor, sums: torch.Tensor) -> None:
-        self._bound[direct].launch(index, len(index), sums, programs=ZERO_COPY_PROGRAMS if direct else None)
+        return _Tile(slots, found.reshape(rows, frames.sums), self._done[turn])
 
     def _finish(self, epoch: int, tile: _Tile, on_stage: Callable[[str], None]) -> None:
         tile.done.synchronize()
@@ -173,27 +160,23 @@ class Flusher:
         on_stage("committed")
 
 
-def contiguous_runs(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[tuple[int, int, int]]]:
-    """Place slots whose rows in the store are `rows`, int64 (S,), so that as few copies as possible move them.
-
-    Returns the place of each slot, a permutation of 0..S-1, and the runs: (first place, first row, slots).
-    """
-    order = np.argsort(rows, kind="stable")
-    places = np.empty_like(order)
-    places[order] = np.arange(len(rows))
-    return places, ascending_runs(rows[order])
+def _parts(total: int, rows: int, first: int) -> Iterator[slice]:
+    """`total` slots in tiles of `rows`, the first one `first` times smaller."""
+    start, stop = 0, max(1, rows // first)
+    while start < total:
+        yield slice(start, stop)
+        start, stop = stop, stop + rows
 
 
-def ascending_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """The runs of consecutive numbers in ascending `rows`, int64 (S,): (first place, first row, slots)."""
+def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Where `rows`, int64 (S,), count on by one: (place of the first, its row, how many), for each run."""
     starts = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
     counts = np.diff(starts, append=len(rows))
     return list(zip(starts.tolist(), rows[starts].tolist(), counts.tolist(), strict=True))
 
 
-def check_blocks(index: NDArray[np.int32], layout: CacheLayout) -> None:
-    """Raise `ValueError` for blocks that the cache does not have: kernels check nothing."""
-    blocks = index[:, 0]
+def check_blocks(blocks: NDArray[np.integer], layout: CacheLayout) -> None:
+    """Raise `ValueError` for `blocks`, one a slot, that the cache does not have: kernels check nothing."""
     if len(blocks) and not 0 <= int(blocks.min()) <= int(blocks.max()) < layout.num_blocks:
         raise ValueError(
             f"blocks {int(blocks.min())}..{int(blocks.max())} were asked for, the cache has {layout.num_blocks} blocks"

@@ -1,5 +1,6 @@
 """What the data path asks of a device: `CudaRuntime` gives it, and a twin over host memory in the tests."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -38,6 +39,9 @@ class Runtime(Protocol):
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         """Copy `nbytes` bytes; both sides are device, mapped peer or registered host memory."""
+
+    def copy_many(self, copies: Iterable[tuple[int, int, int]], stream: Stream) -> None:
+        """Many at once: (target, source, nbytes > 0) each."""
 
     def copy_rows(
         self, target: int, target_stride: int, source: int, source_stride: int, width: int, rows: int, stream: Stream

@@ -146,15 +146,24 @@ class Bound:
         self._group = max(1, min(ALIGNMENT // WORD, self._slots * slot_words // (32 * kernels.tile.warps)))
         # Without checksums the kernel never touches this.
         self._no_sums = torch.zeros(1, dtype=torch.int64, device=device)
+        self._constants = {
+            "SLOTS": self._slots,
+            "LANES": self._lanes,
+            "WORDS": self._unit_words,
+            "GROUP": self._group,
+        }
+        self._compiled: Any = None
+        """What Triton made of the kernel for these arguments: looking it up costs more than launching it."""
 
     def launch(
         self, index: torch.Tensor, count: int, sums: torch.Tensor | None = None, *, programs: int | None = None
     ) -> None:
         """Run over the first `count` slots of `index`, int32 (>= count, 3): block, slot, row; on the current stream.
 
-        `sums`, int64 (>= count, shards), zeroed before: gets the checksums of every shard, inputs then outputs; needed
-        unless bound without. `programs`: at most so many thread blocks, so that the rest of the device is left to
-        others. Slots, blocks and rows are not checked. Outputs must overlap neither inputs nor each other.
+        `sums`, int64, contiguous, at least count * shards, zeroed before: gets the checksums of every shard, inputs
+        then outputs, slot by slot; needed unless bound without. `programs`: at most so many thread blocks, so that the
+        rest of the device is left to others. Slots, blocks and rows are not checked. Outputs must overlap neither
+        inputs nor each other.
         """
         if self._program.checksums and sums is None:
             raise ValueError("this kernel takes checksums: it needs sums, int64 (slots, shards)")
@@ -162,7 +171,9 @@ class Bound:
         slot_tiles = max(1, -(-count // self._slots))
         per_tile = self._per_tile(slot_tiles, columns)
         tiles = slot_tiles * -(-columns // per_tile)
-        self._program.kernel[(min(tiles, programs or tiles),)](
+        sums = self._no_sums if sums is None else sums
+        grid = min(tiles, programs or tiles)
+        arguments = (
             self._kernels.anchor,
             self._bases,
             self._strides,
@@ -170,16 +181,19 @@ class Bound:
             self._program.lanes,
             index,
             self._kernels.weights,
-            self._no_sums if sums is None else sums,
+            sums,
             count,
             columns,
             per_tile,
-            SLOTS=self._slots,
-            LANES=self._lanes,
-            WORDS=self._unit_words,
-            GROUP=self._group,
-            **self._program.options,
         )
+        # Triton compiles for how arguments are aligned; only these two change from call to call.
+        aligned = (index.data_ptr() | sums.data_ptr()) % ALIGNMENT == 0
+        if aligned and self._compiled is not None:
+            self._compiled[(grid, 1, 1)](*arguments, *self._constants.values())
+            return
+        compiled = self._program.kernel[(grid,)](*arguments, **self._constants, **self._program.options)
+        if aligned:
+            self._compiled = compiled  # nothing under the interpreter
 
     def _per_tile(self, slot_tiles: int, columns: int) -> int:
         """As many columns a tile as leave enough tiles to fill the device some times over."""

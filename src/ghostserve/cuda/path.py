@@ -67,6 +67,7 @@ class CudaDataPath:
         self._lock = threading.Lock()
         # What a rebuild needs of compiled host code: loaded now, not in a client's pause.
         paging.warm_up()
+        store.table([])
         with ExitStack() as stack:
             payload = StorePayload(runtime, store)
             stack.callback(payload.close)

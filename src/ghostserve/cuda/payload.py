@@ -1,10 +1,17 @@
 """The parity store's payload as the device sees it: registered host memory, copied to and from row by row."""
 
+from collections.abc import Iterable
+
 from ghostserve.cuda.host import PIECE_BYTES, RegisteredRegion
 from ghostserve.cuda.runtime import Runtime, Stream
 from ghostserve.parity.store import ParityStore
 
 __all__ = ["StorePayload"]
+
+Runs = Iterable[tuple[int, int, int]]
+"""Rows that follow each other: (place of the first on the device, its row in the store, how many)."""
+
+Copy = tuple[int, int, int]
 
 
 class StorePayload:
@@ -26,20 +33,28 @@ class StorePayload:
         )
         self.address = self._memory.address
 
-    def write(self, row: int, count: int, source: int, stream: Stream) -> None:
-        """Copy `count` whole rows from device memory to rows `row`, `row` + 1, ..."""
-        self._copy(row, count, source, stream, write=True)
+    def write(self, runs: Runs, source: int, stream: Stream) -> None:
+        """Copy whole rows from device memory, where row p lies at `source` + p * row_bytes, to those of the store."""
+        size = self.row_bytes
+        wanted = ((self.address + row * size, source + place * size, count * size) for place, row, count in runs)
+        self._runtime.copy_many(self._cut(wanted), stream)
 
-    def read(self, row: int, count: int, first: int, shards: int, target: int, stream: Stream) -> None:
-        """Copy parity shards `first`..`first + shards - 1` of `count` rows to device memory.
+    def read(self, runs: Runs, first: int, shards: int, target: int, stream: Stream) -> None:
+        """Copy parity shards `first`..`first + shards - 1` of the runs' rows to device memory, row p to place p there.
 
         There a row has just these: `shards * slot_bytes` bytes.
         """
         width = shards * self.slot_bytes
         if width == self.row_bytes:
-            self._copy(row, count, target, stream, write=False)
+            wanted = ((self.address + row * width, target + place * width, count * width) for place, row, count in runs)
+            copies = ((device, host, nbytes) for host, device, nbytes in self._cut(wanted))
+            self._runtime.copy_many(copies, stream)
             return
-        source = self.address + row * self.row_bytes + first * self.slot_bytes
+        for place, row, count in runs:
+            self._read_columns(row, count, first * self.slot_bytes, width, target + place * width, stream)
+
+    def _read_columns(self, row: int, count: int, begin: int, width: int, target: int, stream: Stream) -> None:
+        source = self.address + row * self.row_bytes + begin
         span = (count - 1) * self.row_bytes + width
         if len(self._memory.pieces) == 1 or len(list(self._memory.split(source, span))) == 1:
             self._runtime.copy_rows(target, width, source, self.row_bytes, width, count, stream)
@@ -56,9 +71,12 @@ class StorePayload:
         """Unpin; nothing may be under way. Idempotent."""
         self._memory.close()
 
-    def _copy(self, row: int, count: int, device: int, stream: Stream, *, write: bool) -> None:
-        host, nbytes = self.address + row * self.row_bytes, count * self.row_bytes
-        pieces = [(host, nbytes)] if len(self._memory.pieces) == 1 else self._memory.split(host, nbytes)
-        for start, size in pieces:
-            there = device + start - host
-            self._runtime.copy(start if write else there, there if write else start, size, stream)
+    def _cut(self, copies: Iterable[Copy]) -> Iterable[Copy]:
+        """(host, device, nbytes) each, cut where the pieces of the host's memory meet."""
+        if len(self._memory.pieces) == 1:
+            return copies
+        return (
+            (start, device + start - host, size)
+            for host, device, nbytes in copies
+            for start, size in self._memory.split(host, nbytes)
+        )

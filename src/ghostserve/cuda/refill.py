@@ -12,10 +12,10 @@ import numpy as np
 
 from ghostserve.codes import Backend, Code, Plan
 from ghostserve.cuda.copying import COPY
-from ghostserve.cuda.decode import Arrived, DecodeJob, Engine
+from ghostserve.cuda.decode import DecodeJob, Engine
 from ghostserve.cuda.shards import PagedShard
 from ghostserve.parity.arena import Arena
-from ghostserve.parity.ranges import SlotRange, merge, num_slots, select, tiles
+from ghostserve.parity.ranges import SlotRange, num_slots, select, tiles
 from ghostserve.recovery.rebuild import RebuildReport, rebuild
 
 __all__ = ["Refiller"]
@@ -61,16 +61,15 @@ class Refiller:
         lost, decoded, copied = self._shards(lost_ranks, targets)
         left = tuple(ranges)
         read = rebuilt = copies = 0
-        if num_slots(ranges) and (decoded or copied) and len(lost) <= self._code.k:
+        if ranges and (decoded or copied) and len(lost) <= self._code.k:
             plan = self._plan(lost, decoded) if decoded else None
             job = DecodeJob(self._engine, plan, decoded, copied, targets, lost_ranks, shards, ranges)
-            tally = _Tally()
-            job.run(tally.add)
-            self._poison(tally.wrong, targets, arenas)
-            left = merge(tally.left)
+            found = job.run()
+            self._poison(select(ranges, found.committed & ~found.good), targets, arenas)
+            left = select(ranges, ~found.good)
             size = self._engine.layout.slot_bytes
-            read = tally.tried * job.inputs * size
-            rebuilt, copies = (tally.good * n * size for n in (job.decoded_arenas, job.copied_arenas))
+            read = int(found.committed.sum()) * job.inputs * size
+            rebuilt, copies = (int(found.good.sum()) * n * size for n in (job.decoded_arenas, job.copied_arenas))
         rest = self._rest(lost_ranks, left, targets, arenas)
         return replace(
             rest,
@@ -122,22 +121,3 @@ class Refiller:
         if (lost, wanted) not in self._plans:
             self._plans[lost, wanted] = self._code.rebuild_plan(lost, wanted)
         return self._plans[lost, wanted]
-
-
-class _Tally:
-    """What the tiles of one rebuild came to."""
-
-    def __init__(self) -> None:
-        self.tried = self.good = 0
-        self.wrong: list[SlotRange] = []
-        self.left: list[SlotRange] = []
-
-    def add(self, tile: Arrived) -> None:
-        self.tried += len(tile.good)
-        self.good += int(tile.good.sum())
-        if len(tile.good) == len(tile.committed) and tile.good.all():
-            return
-        right = tile.committed.copy()
-        right[tile.committed] = tile.good
-        self.wrong += select(tile.slots, tile.committed & ~right)
-        self.left += select(tile.slots, ~right)

@@ -96,6 +96,8 @@ class Frames:
     Row r of frame f is row f * rows + r behind `payload`: one token-major shard spans all frames, so kernels are bound
     once for all of them. A tile's index and checksums have a turn's place of their own: index and zeroed checksums go
     up in one copy, and the checksums come down in one.
+
+    index: for each turn, int32 (rows, 3) in pinned host memory: what `upload` takes up.
     """
 
     def __init__(self, ring: Ring, row_bytes: int, sums: int, frames: int, turns: int) -> None:
@@ -108,43 +110,47 @@ class Frames:
                 f"the GPU ring of {format_bytes(ring.nbytes)} is too small for {frames} frames of one slot's parity,"
                 f" {format_bytes(row_bytes)} each"
             )
-        self._control_bytes = _round_up(_round_up(self.rows * INDEX_BYTES, 16) + self.rows * sums * SUM_BYTES)
-        self.payload = ring.address + turns * self._control_bytes
-        # Up and down apart: a tile's checksums may be on their way while the next index is being written.
-        host = ring.pin(2 * turns * self._control_bytes).reshape(2, turns, self._control_bytes)
-        self._up, self._down = host[0], host[1]
-        self._addresses = [[_address(half[turn]) for turn in range(turns)] for half in (self._up, self._down)]
+        index_bytes, self._sums_at = self.rows * INDEX_BYTES, _round_up(self.rows * INDEX_BYTES)
+        control_bytes = _round_up(self._sums_at + self.rows * sums * SUM_BYTES)
+        self.payload = ring.address + turns * control_bytes
+        # Up and down apart: a tile's checksums may be on their way while the next index is being written. What goes up
+        # behind an index is zeros, and nobody ever writes anything else there.
+        up, down = ring.pin(2 * turns * control_bytes).reshape(2, turns, control_bytes)
+        up[:] = 0
+        self.index = [up[turn, :index_bytes].view(np.int32).reshape(self.rows, 3) for turn in range(turns)]
+        self._found = [down[turn, self._sums_at :].view(np.uint64) for turn in range(turns)]
+        self._up, self._down = ([_address(half[turn]) for turn in range(turns)] for half in (up, down))
+        self._control = [ring.address + turn * control_bytes for turn in range(turns)]
+        # Cut once, as cutting a tensor takes the host longer than all else that it does for a tile.
+        self._on_device = []
+        for turn in range(turns):
+            whole = ring.view(turn * control_bytes, control_bytes)
+            index = whole[:index_bytes].view(torch.int32).view(self.rows, 3)
+            self._on_device.append((index, whole[self._sums_at :].view(torch.int64)))
 
     def row_address(self, frame: int, row: int) -> int:
         """Where the payload of a row begins."""
         return self.payload + (frame * self.rows + row) * self.row_bytes
 
-    def upload(self, turn: int, index: NDArray[np.int32], stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copy `index`, int32 (S, 3), to the turn's place, and zero its checksums behind it; S <= `rows`.
+    def upload(self, turn: int, count: int, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copy the first `count` rows of `index[turn]` up, and zero their checksums; `count` <= `rows`.
 
-        Returns both on the device: int32 (S, 3), and int64 (S * sums,), for the caller to cut as its kernels want it.
-        The turn's copies of before must have ended.
+        Returns both on the device: int32 (rows, 3), of which `count` are new, and int64 (at least rows * sums,), of
+        which count * sums are zero, for the caller to cut as its kernels want it. What the turn was used for before
+        must have ended.
         """
-        count = len(index)
-        head, tail = _round_up(count * INDEX_BYTES, 16), count * self.sums * SUM_BYTES
-        staged = self._up[turn]
-        staged[: count * INDEX_BYTES] = index.reshape(-1).view(np.uint8)
-        staged[head : head + tail] = 0
-        offset = turn * self._control_bytes
-        self._ring.runtime.copy(self._ring.address + offset, self._addresses[0][turn], head + tail, stream)
-        on_device = self._ring.view(offset, count * INDEX_BYTES).view(torch.int32).view(count, 3)
-        return on_device, self._ring.view(offset + head, tail).view(torch.int64)
+        nbytes = self._sums_at + count * self.sums * SUM_BYTES
+        self._ring.runtime.copy(self._control[turn], self._up[turn], nbytes, stream)
+        return self._on_device[turn]
 
     def download(self, turn: int, count: int, stream: Stream) -> NDArray[np.uint64]:
         """Copy the checksums of the turn's `count` slots to the host: uint64 (count * sums,).
 
         They are there once the stream has passed, until the turn's next download.
         """
-        head, tail = _round_up(count * INDEX_BYTES, 16), count * self.sums * SUM_BYTES
-        source = self._ring.address + turn * self._control_bytes + head
-        self._ring.runtime.copy(self._addresses[1][turn], source, tail, stream)
-        sums: NDArray[np.uint64] = self._down[turn, :tail].view(np.uint64)
-        return sums
+        at, size = self._sums_at, count * self.sums
+        self._ring.runtime.copy(self._down[turn] + at, self._control[turn] + at, size * SUM_BYTES, stream)
+        return self._found[turn][:size]
 
 
 def _address(array: NDArray[np.uint8]) -> int:

@@ -196,18 +196,18 @@ class StagedDataPath:
         """Queue the copy of a tile's slots, and the news of it; its checksums, once the stream has passed."""
         count = num_slots(tile)
         # One row more than there are slots: progress goes up with the index and comes down behind the shards.
-        index = np.zeros((count + 1, 3), dtype=np.int32)
-        index[:count] = slot_index(tile)
-        check_blocks(index, self._layout)
-        if progress is not None:
-            index[count, :2] = progress
+        slots = slot_index(tile)
+        check_blocks(slots[:, 0], self._layout)
         frame, self._turn = self._turn, (self._turn + 1) % self._frames.frames
         before = self._done[frame]
         if before is not None:
             before.synchronize()
-        on_device, sums = self._frames.upload(frame, index, own.stream)
+        index = self._frames.index[frame]
+        index[:count] = slots
+        index[count, :2] = (0, 0) if progress is None else progress
+        on_device, sums = self._frames.upload(frame, count + 1, own.stream)
         with self._runtime.use(own.stream):
-            bound.launch(on_device, count, sums.view(count + 1, 2))
+            bound.launch(on_device, count, sums)
         found = self._frames.download(frame, count + 1, own.stream)
         if progress is not None:
             word = self._progress[own.rank].__array_interface__["data"][0]

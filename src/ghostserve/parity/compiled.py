@@ -4,9 +4,18 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gather_loop", "scatter_loop", "seal_loop"]
+__all__ = [
+    "committed_loop",
+    "first_outside_loop",
+    "gather_loop",
+    "matches_loop",
+    "scatter_loop",
+    "seal_loop",
+    "spread_loop",
+]
 
 Bytes = NDArray[np.uint8]
+Words = NDArray[np.uint64]
 Index = NDArray[np.int64]
 
 
@@ -20,12 +29,62 @@ def _mix(state: np.uint64) -> np.uint64:
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def seal_loop(words: NDArray[np.uint64], places: NDArray[np.uint64], seals: NDArray[np.uint64]) -> None:
+def seal_loop(words: Words, places: Words, seals: Words) -> None:
     for i in range(places.shape[0]):
         state = _mix(places[i] + np.uint64(0x9E3779B97F4A7C15))
         for column in range(words.shape[1]):
             state = _mix(state ^ words[i, column])
         seals[i] = max(state, np.uint64(1))
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def committed_loop(records: Words, rows: Index, identities: Words, committed: NDArray[np.bool_]) -> None:
+    # Every word is read once: a writer beside this can make a record look torn, never mix two looks at it.
+    last = records.shape[1] - 1
+    for i in range(rows.shape[0]):
+        record = records[rows[i]]
+        state = _mix(np.uint64(rows[i]) + np.uint64(0x9E3779B97F4A7C15))
+        word = np.uint64(0)
+        for column in range(last):
+            word = record[column]
+            state = _mix(state ^ word)
+        committed[i] = word == identities[i] and max(state, np.uint64(1)) == record[last]
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def matches_loop(records: Words, rows: Index, shards: Index, sums: Words, matches: NDArray[np.bool_]) -> None:
+    for i in range(rows.shape[0]):
+        same = True
+        for column in range(shards.shape[0]):
+            same &= records[rows[i], shards[column]] == sums[i, column]
+        matches[i] = same
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def first_outside_loop(ranges: Index, num_parity_blocks: int, block_size: int) -> int:
+    """The first range that is no part of a store of that size, or whose block or generation has over 32 bits; or -1."""
+    for r in range(ranges.shape[0]):
+        for column in range(2):
+            if ranges[r, column] < 0 or ranges[r, column] >> 32:
+                return r
+        start, stop = ranges[r, 3], ranges[r, 4]
+        if not (0 <= ranges[r, 2] < num_parity_blocks and 0 <= start <= stop <= block_size):
+            return r
+    return -1
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def spread_loop(ranges: Index, block_size: int, block: Index, slot: Index, row: Index, identities: Words) -> None:
+    i = 0
+    for r in range(ranges.shape[0]):
+        word = np.uint64(ranges[r, 1]) << np.uint64(32) | np.uint64(ranges[r, 0])
+        first = ranges[r, 2] * block_size
+        for at in range(ranges[r, 3], ranges[r, 4]):
+            block[i] = ranges[r, 0]
+            slot[i] = at
+            row[i] = first + at
+            identities[i] = word
+            i += 1
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]

@@ -101,6 +101,8 @@ def select(ranges: Sequence[SlotRange], mask: NDArray[np.bool_]) -> tuple[SlotRa
     """The slots of `ranges` where `mask` (bool, one entry a slot in the ranges' order) is true."""
     if mask.all():
         return tuple(ranges)
+    if not mask.any():
+        return ()
     return merge(slot for slot, wanted in zip(singles(ranges), mask, strict=True) if wanted)
 
 

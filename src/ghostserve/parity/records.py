@@ -8,7 +8,7 @@ torn, flipped, moved or never written does not match it: its slot is then simply
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IDENTITY", "SEAL", "identity", "seal", "warm_up"]
+__all__ = ["IDENTITY", "SEAL", "are_committed", "have_checksums", "identity", "seal", "warm_up"]
 
 IDENTITY = -2
 SEAL = -1
@@ -37,7 +37,32 @@ def seal(words: NDArray[np.uint64], places: NDArray[np.uint64]) -> NDArray[np.ui
     return seals
 
 
+def are_committed(
+    records: NDArray[np.uint64], rows: NDArray[np.int64], identities: NDArray[np.uint64]
+) -> NDArray[np.bool_]:
+    """Which of the records in rows `rows`, int64 (S,), are whole and of this identity, uint64 (S,); bool (S,)."""
+    from ghostserve.parity.compiled import committed_loop
+
+    committed = np.empty(len(rows), np.bool_)
+    committed_loop(records, rows, identities, committed)
+    return committed
+
+
+def have_checksums(
+    records: NDArray[np.uint64], rows: NDArray[np.int64], shards: NDArray[np.int64], sums: NDArray[np.uint64]
+) -> NDArray[np.bool_]:
+    """Which records in `rows`, int64 (S,), have for `shards`, int64 (P,), just `sums`, uint64 (S, P); bool (S,)."""
+    from ghostserve.parity.compiled import matches_loop
+
+    matches = np.empty(len(rows), np.bool_)
+    matches_loop(records, rows, shards, sums, matches)
+    return matches
+
+
 def warm_up() -> None:
     """Compile now (or load from the cache), not in the first flush. Contiguous words and views are two kernels."""
     words = np.zeros((1, 3), np.uint64)
+    row = np.zeros(1, np.int64)
     seal(words[:, :2], seal(words, np.zeros(1, np.uint64)))
+    are_committed(words, row, words[:, 0].copy())
+    have_checksums(words, row, row, words[:, :1].copy())

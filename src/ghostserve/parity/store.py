@@ -11,7 +11,7 @@ from ghostserve.parity import header
 from ghostserve.parity.geometry import StoreGeometry
 from ghostserve.parity.memory import SharedRegion
 from ghostserve.parity.ranges import SlotRange, num_slots, slot_numbers
-from ghostserve.parity.records import IDENTITY, SEAL, identity, seal
+from ghostserve.parity.records import IDENTITY, SEAL, are_committed, have_checksums, identity, seal
 from ghostserve.parity.slots import SlotTable
 
 __all__ = ["ParityStore", "Store"]
@@ -153,9 +153,12 @@ class ParityStore:
         """
         return int(self._payload.__array_interface__["data"][0])
 
-    def table(self, ranges: Sequence[SlotRange]) -> SlotTable:
-        """The slots of `ranges` as columns; `ValueError` for slots that the store does not have."""
-        return SlotTable.of(ranges, self.geometry)
+    def table(self, ranges: Sequence[SlotRange], *, by_row: bool = False) -> SlotTable:
+        """The slots of `ranges` as columns; `by_row`: as they lie in the store, not in the order of `ranges`.
+
+        Raises `ValueError` for slots that the store does not have.
+        """
+        return SlotTable.of(ranges, self.geometry, by_row=by_row)
 
     def store_rows(self, ranges: Sequence[SlotRange]) -> NDArray[np.int64]:
         """Where the slots of `ranges` stand in the payload, int64 (S,): parity_block * block_size + slot.
@@ -211,11 +214,17 @@ class ParityStore:
     def committed_slots(self, ranges: Slots) -> NDArray[np.bool_]:
         """Which slots of `ranges` are committed; bool (S,)."""
         asked = _as_ranges(ranges)
-        rows = self._rows(asked)
-        records = self._records[rows].copy()
-        sealed = records[:, SEAL] == seal(records[:, :SEAL], _places(rows).astype(np.uint64))
-        own: NDArray[np.bool_] = sealed & (records[:, IDENTITY] == self._identities(asked))
-        return own
+        return are_committed(self._records, _places(self._rows(asked)), self._identities(asked))
+
+    def matches(self, ranges: Slots, shards: Sequence[int], sums: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """For which slots of `ranges` the recorded checksums of `shards` (P of them) are `sums`, uint64 (S, P).
+
+        bool (S,); only those of committed slots count.
+        """
+        rows = _places(self._rows(_as_ranges(ranges)))
+        if sums.shape != (len(rows), len(shards)):
+            raise ValueError(f"checksums have shape {sums.shape}, not {(len(rows), len(shards))}")
+        return have_checksums(self._records, rows, np.array(shards, dtype=np.int64), sums)
 
     def records(self, ranges: Slots) -> NDArray[np.uint64]:
         """The recorded checksums, uint64 (S, N+K), data shards first; only those of committed slots count."""
