@@ -168,10 +168,12 @@ class DecodeJob:
         if self._engine.mode != "auto":
             return self._engine.mode == "zero-copy"
         read = num_slots(self._ranges) * shards * self._engine.layout.slot_bytes
-        if read >= ZERO_COPY_RUN_BYTES * len(self._ranges):
+        # A part of each row is a 2-D copy, of which only one goes in a call.
+        shortest = ZERO_COPY_RUN_BYTES * (1 if shards == self._engine.store.geometry.num_parity else 4)
+        if read >= shortest * len(self._ranges):
             return False  # already if no range follows another; to see which do takes a while
         runs = len(consecutive_runs(self._engine.store.table(self._ranges).row))
-        return read < ZERO_COPY_RUN_BYTES * runs
+        return read < shortest * runs
 
     def _flat(self, parity: Sequence[int], scratch: Sequence[int]) -> Mapping[int, FlatShard]:
         """Where token-major shards lie: one address and one stride for the rows of all frames together."""
