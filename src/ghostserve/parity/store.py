@@ -231,7 +231,8 @@ class ParityStore:
 
     def close(self) -> None:
         """Give up this process's mapping. Idempotent; the memory goes with the last process that maps it."""
-        del self._header, self._records, self._payload
+        for view in ("_header", "_records", "_payload"):
+            vars(self).pop(view, None)  # they would keep the mapping
         self.region.close()
 
     def _check_epoch(self, epoch: int) -> None:
