@@ -48,10 +48,12 @@ class Deaths(StoreSuite):
 
     def test_closing_twice_is_closing_once(self) -> None:
         with self.opened() as store:
+            parity, sums = self.written(store, 0, OLD)
             other = self.attach(store.fds, self.geometry)
             other.close()
             other.close()
-            parity, sums = self.written(store, 0, OLD)
+            self.check_holds(store, [OLD], parity, sums)
+            parity, sums = self.written(store, 1, OLD)
             self.check_holds(store, [OLD], parity, sums)
 
     def test_a_writer_that_dies_in_the_payload_leaves_old_or_nothing(self) -> None:
