@@ -42,7 +42,7 @@ TWINS = [
     ("test_bytes_that_a_device_puts_at_the_address_are_the_payload", broken.AddressElsewhere),
     ("test_slots_that_the_store_does_not_have_are_refused", broken.Wraps),
     ("test_parity_of_another_shape_is_refused_with_both_shapes", broken.AnyShape),
-    ("test_checksums_that_are_not_one_a_shard_and_slot_are_refused", broken.AnyChecksums),
+    ("test_checksums_of_another_shape_are_refused_with_both_shapes", broken.AnyChecksums),
     ("test_attach_refuses_another_geometry_and_names_the_number", broken.AttachesAnything),
     ("test_a_store_that_does_not_fit_on_the_machine_is_refused", broken.Shrinks),
     ("test_it_has_no_name_and_is_this_user_s_only", broken.Readable),

@@ -198,6 +198,9 @@ class ParityStore:
         self, ranges: Sequence[SlotRange] | SlotTable, rows: Rows, checksums: NDArray[np.uint64]
     ) -> Iterator[Store]:
         places = _places(rows)
+        shape = (places.size, self.geometry.num_data + self.geometry.num_parity)
+        if checksums.shape != shape:  # NumPy would give one slot's checksums to all
+            raise ValueError(f"checksums have shape {checksums.shape}, not {shape}")
         words = np.empty((places.size, self.geometry.record_words - 1), dtype=np.uint64)
         words[:, : IDENTITY + 1] = checksums
         words[:, IDENTITY + 1] = self._identities(ranges)

@@ -87,11 +87,8 @@ class StoreModel(RuleBasedStateMachine):
     def reserve(self, block: int) -> None:
         """Hand a free place to a new use of `block`."""
         if any(owner == block for owner, _ in self.owner.values()):
-            return
-        self.uses[block] = generation = self.uses.get(block, 0) + 1
-        place = self.free.pop(0)
-        self.owner[place] = block, generation
-        self.owners.add((place, block, generation))
+            return  # it has a place already
+        self._hand_out(self.free.pop(0), block)
 
     @precondition(lambda self: self.owner)
     @rule(pick=st.integers(0, 9))
@@ -101,6 +98,16 @@ class StoreModel(RuleBasedStateMachine):
         if not any(place == at for at, _ in self._waiting()):
             del self.owner[place]
             self.free.append(place)
+
+    @precondition(lambda self: self.owner)
+    @rule(pick=st.integers(0, 9), block=st.integers(0, 4), same=st.booleans())
+    def use_again(self, pick: int, block: int, same: bool) -> None:
+        """A place is handed on at once: only the block, or its generation, tells the uses apart."""
+        place = sorted(self.owner)[pick % len(self.owner)]
+        if not any(place == at for at, _ in self._waiting()):
+            before, _ = self.owner.pop(place)
+            taken = same or any(owner == block for owner, _ in self.owner.values())
+            self._hand_out(place, before if taken else block)
 
     # ---- writers
 
@@ -238,6 +245,11 @@ class StoreModel(RuleBasedStateMachine):
 
     # ---- helpers
 
+    def _hand_out(self, place: int, block: int) -> None:
+        self.uses[block] = generation = self.uses.get(block, 0) + 1
+        self.owner[place] = block, generation
+        self.owners.add((place, block, generation))
+
     def _waiting(self) -> set[tuple[int, int]]:
         """Slots that were written in the present epoch and not settled: their writers may still commit them."""
         return {s for flushes in self.unsettled for f in flushes if f.epoch == self.epoch for s in f.wanted}
@@ -273,7 +285,7 @@ class StoreModel(RuleBasedStateMachine):
 
 
 def check_model(model: type[StoreModel], *, histories: int = 300, steps: int = 50, shrink: bool = True) -> None:
-    """Run `histories` histories of at most `steps` steps, the same ones each time; raises what a bad one raises.
+    """Run `histories` histories of at most `steps` steps, drawn from a fixed seed; raises what a bad one raises.
 
     hypothesis prints the history, cut down to what makes it fail; without `shrink` as it was drawn, at once.
     """

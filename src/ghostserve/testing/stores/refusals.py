@@ -45,12 +45,15 @@ class Refusals(StoreSuite):
             store.settle(EPOCH)
             self.check_holds(store, [OLD], parity, sums)
 
-    def test_checksums_that_are_not_one_a_shard_and_slot_are_refused(self) -> None:
+    def test_checksums_of_another_shape_are_refused_with_both_shapes(self) -> None:
         with self.opened() as store:
             parity, sums = self.written(store, 0, OLD)
-            for wrong in (sums[:2], sums[:, :-1], np.concatenate([sums, sums])):
-                with pytest.raises(ValueError, match=r"\d"):
+            for wrong in (sums[:2], sums[:, :-1], np.concatenate([sums, sums]), sums[:1], sums[0]):
+                with pytest.raises(ValueError, match=r"\(.*\).*\(.*\)") as error:
                     store.write(EPOCH, OLD, parity, wrong)
+                assert str(sums.shape) in str(error.value), f"{error.value} does not say {sums.shape}"
+                with pytest.raises(ValueError, match=r"\(.*\).*\(.*\)"):
+                    store.commit(EPOCH, OLD, wrong)
             store.settle(EPOCH)
             self.check_holds(store, [OLD], parity, sums)
 
