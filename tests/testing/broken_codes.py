@@ -91,6 +91,14 @@ class ReadsWhatItWrites(Rebuilt):
         return replace(plan, steps=tuple(Step(s.target, (*s.terms, (s.target, 1))) for s in plan.steps))
 
 
+class ReadsTheLost(Rebuilt):
+    """Takes each shard that was lost from where it was."""
+
+    def change(self, plan: Plan, lost: tuple[int, ...], wanted: tuple[int, ...]) -> Plan:
+        count = len(wanted)
+        return Plan(wanted, wanted, 1, tuple(Step(count + at, ((at, 1),)) for at in range(count)))
+
+
 class Descending(ReedSolomonCode):
     """Gives the shards asked for from the highest down."""
 

@@ -1,6 +1,7 @@
 """Strategies that break one promise each."""
 
 from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
 
@@ -145,4 +146,4 @@ class Elsewhere(ReplicateSsd):
     """Takes another folder than it was given."""
 
     def create(self, geometry, folder):
-        return super().create(geometry, folder if Path(folder).exists() else "/tmp")
+        return super().create(geometry, folder if Path(folder).exists() else gettempdir())

@@ -1,5 +1,7 @@
 """The stores against the naive model, and broken stores that the model must catch."""
 
+from tempfile import gettempdir
+
 import broken_stores as broken
 import pytest
 from makers import InMemory, OnDisk
@@ -48,7 +50,7 @@ def test_a_broken_store_is_caught(kind: type[ParityStore]) -> None:
 
     class Model(OnDisk if on_disk else InMemory, StoreModel):
         def create(self, geometry: StoreGeometry, epoch: int = 1) -> ParityStore:
-            return kind.create_in("/tmp", geometry, epoch) if on_disk else kind.create(geometry, epoch)
+            return kind.create_in(gettempdir(), geometry, epoch) if on_disk else kind.create(geometry, epoch)
 
         def attach(self, fds: tuple[int, ...], geometry: StoreGeometry) -> ParityStore:
             return kind.attach_file(*fds, geometry) if on_disk else kind.attach(*fds, geometry)

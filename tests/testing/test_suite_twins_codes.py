@@ -15,6 +15,7 @@ TWINS = [
     ("test_encoding_reads_the_data_and_writes_the_parity", broken.Swapped),
     ("test_plans_can_be_run_from_top_to_bottom", broken.LeavesOut),
     ("test_plans_can_be_run_from_top_to_bottom", broken.ReadsWhatItWrites),
+    ("test_plans_can_be_run_from_top_to_bottom", broken.ReadsTheLost),
     ("test_parity_is_what_the_definition_says", broken.OtherMatrix),
     ("test_parity_is_what_the_definition_says", broken.WrongCoefficient),
     ("test_every_loss_comes_back_bit_for_bit", broken.WrongCoefficient),

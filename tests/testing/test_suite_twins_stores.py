@@ -1,5 +1,7 @@
 """The suite for stores fails what is broken: one store for each promise, at least."""
 
+from tempfile import gettempdir
+
 import broken_stores as broken
 import pytest
 from makers import InMemory, OnDisk
@@ -55,7 +57,7 @@ def suite_of(kind: type[ParityStore]) -> StoreConformance:
 
     class Suite(OnDisk if on_disk else InMemory, StoreConformance):
         def create(self, geometry: StoreGeometry, epoch: int = 1) -> ParityStore:
-            return kind.create_in("/tmp", geometry, epoch) if on_disk else kind.create(geometry, epoch)
+            return kind.create_in(gettempdir(), geometry, epoch) if on_disk else kind.create(geometry, epoch)
 
         def attach(self, fds: tuple[int, ...], geometry: StoreGeometry) -> ParityStore:
             return kind.attach_file(*fds, geometry) if on_disk else kind.attach(*fds, geometry)
