@@ -1,4 +1,7 @@
-"""The store on a disk: nothing counts before it was synced, and what the disk refuses is not committed."""
+"""The store on a disk: nothing counts before it was synced, and what the disk refuses is not committed.
+
+What every store promises is tried in tests/testing.
+"""
 
 import os
 import resource
@@ -9,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ghostserve.errors import DiskBudgetError, StaleEpochError, StoreMismatchError
+from ghostserve.errors import DiskBudgetError, StoreMismatchError
 from ghostserve.parity.file_store import FileStore
 from ghostserve.parity.geometry import StoreGeometry
 from ghostserve.parity.ranges import SlotRange, num_slots
@@ -30,19 +33,6 @@ def content(ranges: list[SlotRange], seed: int = 0) -> tuple[np.ndarray, np.ndar
     count = num_slots(ranges)
     parity = rng.integers(0, 256, (count, GEOMETRY.num_parity, GEOMETRY.slot_bytes), dtype=np.uint8)
     return parity, rng.integers(1, 1 << 63, (count, 4), dtype=np.uint64)
-
-
-def test_what_is_settled_is_read_by_another_process(store: FileStore) -> None:
-    parity, sums = content(PIECES)
-    store.write(1, PIECES, parity, sums)
-    store.settle(1)
-    other = FileStore.attach_file(*store.fds, GEOMETRY)
-    assert other.committed_slots(PIECES).all()
-    assert np.array_equal(other.payload(PIECES), parity)
-    assert np.array_equal(other.records(PIECES), sums)
-    for index in range(GEOMETRY.num_parity):
-        assert np.array_equal(other.parity_shard(PIECES, index), parity[:, index])
-    other.close()
 
 
 def test_nothing_is_committed_before_the_sync(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,17 +57,6 @@ def test_writing_again_uncommits_first(store: FileStore) -> None:
     assert not store.committed_slots(PIECES).any()
     store.settle(1)
     assert np.array_equal(store.payload(PIECES), again)
-
-
-def test_a_fence_between_write_and_settle(store: FileStore) -> None:
-    store.write(1, PIECES, *content(PIECES))
-    store.advance(2)
-    with pytest.raises(StaleEpochError):
-        store.settle(1)
-    with pytest.raises(StaleEpochError):
-        store.write(1, PIECES, *content(PIECES))
-    store.settle(2)
-    assert not store.committed_slots(PIECES).any()
 
 
 def test_a_disk_that_refuses_commits_nothing(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:

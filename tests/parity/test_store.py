@@ -1,3 +1,5 @@
+"""What is this store's own; what every store promises is tried in tests/testing."""
+
 import ctypes
 import os
 import signal
@@ -25,50 +27,6 @@ def content(seed, slots):
     rng = np.random.default_rng(seed)
     parity = rng.integers(0, 256, (slots, GEOMETRY.num_parity, GEOMETRY.slot_bytes), dtype=np.uint8)
     return parity, rng.integers(0, 2**64, (slots, 5), dtype=np.uint64)
-
-
-def test_what_is_written_is_committed_and_read_back(store):
-    parity, sums = content(0, 3)
-    store.write(3, OLD, parity, sums)
-    assert store.committed(9, 5, 2).tolist() == [False, True, True, True]
-    assert np.array_equal(store.payload(OLD), parity)
-    assert np.array_equal(store.records(OLD), sums)
-    assert np.array_equal(store.parity_shard([OLD], 1), parity[:, 1])
-
-
-def test_a_fresh_store_has_nothing_committed(store):
-    assert not any(store.committed(0, 0, block).any() for block in range(4))
-
-
-def test_many_ranges_are_one_write_and_one_read(store):
-    ranges = [SlotRange(0, 1, 3, 2, 4), SlotRange(8, 1, 0, 0, 1), SlotRange(5, 2, 2, 0, 4)]
-    parity, sums = content(1, 7)
-    store.write(3, ranges, parity, sums)
-    assert store.committed_slots(ranges).all()
-    assert np.array_equal(store.payload(ranges), parity)
-    assert np.array_equal(store.records(ranges[2]), sums[3:])
-    assert store.committed(8, 1, 0).tolist() == [True, False, False, False]
-
-
-def test_no_ranges_are_no_write(store):
-    store.write(3, [], *content(0, 0))
-    assert store.committed_slots([]).shape == (0,)
-
-
-def test_parity_of_another_generation_block_or_place_does_not_count(store):
-    store.write(3, OLD, *content(0, 3))
-    assert not store.committed(9, 6, 2).any()
-    assert not store.committed(9, 4, 2).any()
-    assert not store.committed(8, 5, 2).any()
-    assert not store.committed(9, 5, 1).any()
-
-
-def test_reuse_takes_the_old_generation_away(store):
-    store.write(3, OLD, *content(0, 3))
-    new = SlotRange(9, 6, 2, 1, 2)
-    store.write(3, new, *content(1, 1))
-    assert store.committed(9, 6, 2).tolist() == [False, True, False, False]
-    assert store.committed(9, 5, 2).tolist() == [False, False, True, True]
 
 
 def test_a_record_that_was_moved_is_not_committed(store):
@@ -144,23 +102,6 @@ def test_writers_of_another_epoch_change_nothing(store, epoch):
     assert np.array_equal(store.region.array, before)
 
 
-def test_a_fence_that_falls_during_a_write_leaves_it_uncommitted(store, monkeypatch):
-    seen = []
-    check = store._check_epoch
-
-    def fence_between(epoch):
-        if seen:
-            store.advance(4)
-        seen.append(epoch)
-        check(epoch)
-
-    monkeypatch.setattr(store, "_check_epoch", fence_between)
-    with pytest.raises(StaleEpochError):
-        store.write(3, OLD, *content(0, 3))
-    assert len(seen) == 2
-    assert not store.committed(9, 5, 2).any()
-
-
 def test_a_device_writes_the_payload_between_begin_and_commit(store):
     """The payload by its address, as a device gets it; until the commit none of these slots counts, old or new."""
     ranges = [SlotRange(9, 6, 2, 1, 3), SlotRange(0, 1, 0, 3, 4)]
@@ -181,39 +122,6 @@ def test_a_device_writes_the_payload_between_begin_and_commit(store):
     twin.write(3, OLD, *content(0, 3))
     twin.write(3, ranges, parity, sums)
     assert np.array_equal(twin.region.array, store.region.array)
-
-
-def test_a_fence_between_begin_and_commit_leaves_the_slots_uncommitted(store):
-    for fenced in (False, True):
-        epoch = store.epoch
-        store.begin(epoch, OLD)
-        if fenced:
-            store.advance(epoch + 1)
-            with pytest.raises(StaleEpochError):
-                store.commit(epoch, OLD, content(0, 3)[1])
-            with pytest.raises(StaleEpochError):
-                store.begin(epoch, OLD)
-        else:
-            store.commit(epoch, OLD, content(0, 3)[1])
-        assert store.committed_slots([OLD]).all() != fenced
-
-
-def test_the_epoch_is_shared_and_never_goes_back(store):
-    other = ParityStore.attach(store.region.fd, GEOMETRY)
-    store.advance(8)
-    assert other.epoch == 8
-    store.advance(8)
-    with pytest.raises(StaleEpochError):
-        store.advance(7)
-    assert store.epoch == 8
-    other.close()
-
-
-@pytest.mark.parametrize("field", ["num_data", "num_parity", "num_parity_blocks", "block_size", "slot_bytes"])
-def test_attach_refuses_another_geometry(store, field):
-    numbers = vars(GEOMETRY) | {field: getattr(GEOMETRY, field) + 1}
-    with pytest.raises(StoreMismatchError):
-        ParityStore.attach(store.region.fd, StoreGeometry(**numbers))
 
 
 def test_attach_names_the_number_that_differs():
@@ -256,14 +164,6 @@ def test_only_this_user_may_open_it(store):
 def test_slots_that_the_store_does_not_have_are_refused(store, slots):
     with pytest.raises(ValueError, match=r"outside a store|must be in"):
         store.write(3, slots, *content(0, slots.num_slots))
-
-
-def test_parity_of_another_shape_is_refused(store):
-    parity, sums = content(0, 2)
-    with pytest.raises(ValueError, match="parity has shape"):
-        store.write(3, OLD, parity, sums)
-    with pytest.raises(ValueError, match="broadcast"):
-        store.write(3, OLD, content(0, 3)[0], sums)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.011, 0.02])

@@ -12,7 +12,7 @@ from ghostserve.parity.geometry import StoreGeometry
 from ghostserve.parity.limits import format_bytes
 from ghostserve.parity.memory import SharedRegion
 from ghostserve.parity.ranges import SlotRange
-from ghostserve.parity.store import ParityStore, Rows
+from ghostserve.parity.store import ParityStore, Rows, Store
 
 __all__ = ["FileStore"]
 
@@ -29,7 +29,7 @@ class FileStore(ParityStore):
         """`file`: a descriptor that this store owns from now on; use `create` or `attach_file`."""
         super().__init__(region, geometry)
         self._file = file
-        self._written: list[tuple[int, Sequence[SlotRange], NDArray[np.uint64]]] = []
+        self._written: list[tuple[int, list[Store]]] = []
 
     @staticmethod
     def region_bytes(geometry: StoreGeometry) -> int:
@@ -91,19 +91,23 @@ class FileStore(ParityStore):
         asked = [ranges] if isinstance(ranges, SlotRange) else list(ranges)
         rows = self._rows(asked)
         self._check_parity(asked, parity)
+        records = list(self._recording(asked, rows, checksums))  # before anything changes: it raises for what can't be
         self.begin(epoch, asked)
         self._pwrite(rows, parity)
-        self._written.append((epoch, asked, checksums.copy()))
+        self._written.append((epoch, records))
 
     def settle(self, epoch: int) -> None:
         """All that was written under `epoch` reaches the disk, then it is committed; see `ParityStore.settle`."""
         written, self._written = self._written, []
-        mine = [(ranges, sums) for at, ranges, sums in written if at == epoch]
+        mine = [records for at, records in written if at == epoch]
         if not mine:
             return
         os.fdatasync(self._file)
-        for ranges, sums in mine:
-            self.commit(epoch, ranges, sums)
+        for records in mine:
+            # The fence may have fallen since `write`.
+            self._check_epoch(epoch)
+            for store in records:
+                store.run()
 
     def payload(self, ranges: SlotRange | Sequence[SlotRange]) -> NDArray[np.uint8]:
         """The parity shards, uint8 (S, K, slot_bytes), read from the file."""

@@ -201,6 +201,9 @@ class ParityStore:
         self, ranges: Sequence[SlotRange] | SlotTable, rows: Rows, checksums: NDArray[np.uint64]
     ) -> Iterator[Store]:
         places = _places(rows)
+        shape = (places.size, self.geometry.num_data + self.geometry.num_parity)
+        if checksums.shape != shape:  # NumPy would give one slot's checksums to all
+            raise ValueError(f"checksums have shape {checksums.shape}, not {shape}")
         words = np.empty((places.size, self.geometry.record_words - 1), dtype=np.uint64)
         words[:, : IDENTITY + 1] = checksums
         words[:, IDENTITY + 1] = self._identities(ranges)
@@ -240,7 +243,8 @@ class ParityStore:
 
     def close(self) -> None:
         """Give up this process's mapping. Idempotent; the memory goes with the last process that maps it."""
-        del self._header, self._records, self._payload
+        for view in ("_header", "_records", "_payload"):
+            vars(self).pop(view, None)  # they would keep the mapping
         self.region.close()
 
     def _check_epoch(self, epoch: int) -> None:
