@@ -77,7 +77,7 @@ class Draws:
             signal=signal,
             ranks=tuple(ranks),
             delay=rng.uniform(0.0, 0.08 if moment == "prefill" else 0.03),
-            pause=rng.uniform(0.0, 0.4),
+            pause=rng.uniform(0.0, 0.2),
             progress=rng.uniform(0.0, 0.7),
             cold=rng.random() < _COLD,
             seed=rng.getrandbits(48),
