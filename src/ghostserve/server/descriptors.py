@@ -8,7 +8,8 @@ from ghostserve.server.settings import ServerSettings
 __all__ = ["BACKLOG", "HEADROOM", "ensure_descriptors"]
 
 HEADROOM = 64  # connections over the limit that still get an answer; beyond them they are cut off without one
-BACKLOG = 128  # connections that are accepted in one go, before the first of them is counted
+BACKLOG = 64  # connections that wait to be accepted, and that asyncio accepts in one go
+_ROUNDS = 4  # such goes until the first connection that is cut off has given its file back
 _PER_WORKER = 5  # channel, process, its shared memory, and what a start takes for a moment
 _BASE = 96  # interpreter, libraries, log, the rendezvous
 
@@ -18,7 +19,7 @@ def ensure_descriptors(settings: ServerSettings, *, workers: int) -> None:
 
     Raises `ConfigError` if it may not be raised that far.
     """
-    needed = settings.limit_concurrency + HEADROOM + BACKLOG + workers * _PER_WORKER + _BASE
+    needed = settings.limit_concurrency + HEADROOM + _ROUNDS * BACKLOG + workers * _PER_WORKER + _BASE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
