@@ -12,7 +12,7 @@ from ghostserve.engine.record import Recorder, read_recording
 from ghostserve.engine.serving import LoggedStep
 from ghostserve.errors import ConfigError
 from ghostserve.soak.embedded import computed_again
-from ghostserve.soak.possessions import Possessions
+from ghostserve.soak.possessions import Possessions, descriptor_kind
 from ghostserve.soak.report import GROWTH, Found, judge, percentile, rss_growth
 from ghostserve.soak.server import Comparison
 from ghostserve.soak.settings import SoakSettings
@@ -109,6 +109,13 @@ def test_what_there_is_more_of() -> None:
     assert Possessions({"processes": 5, "descriptor socket:[N]": 8}, 99).more_than(before) == []
     more = Possessions({"processes": 6, "descriptor socket:[N]": 9, "descriptor pipe:[N]": 1}, 0).more_than(before)
     assert more == ["descriptor pipe:[N]: 1, before 0", "processes: 6, before 5"]
+
+
+def test_descriptors_are_told_apart_by_kind() -> None:
+    assert descriptor_kind("socket:[12345]") == descriptor_kind("socket:[6]") == "socket:[N]"
+    # vLLM draws new names for its message queues in each epoch.
+    assert descriptor_kind("/dev/shm/psm_1b2c (deleted)") == descriptor_kind("/dev/shm/psm_cd4a") == "/dev/shm/*"
+    assert descriptor_kind("/memfd:ghostserve-kv-1 (deleted)") != descriptor_kind("/memfd:ghostserve-parity (deleted)")
 
 
 def part(request: str, start: int, count: int) -> SequencePart:

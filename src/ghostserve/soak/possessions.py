@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Possessions", "belongs_to", "count", "members", "named_memory"]
+__all__ = ["Possessions", "belongs_to", "count", "descriptor_kind", "members", "named_memory"]
 
 _SHARED = Path("/dev/shm")
 _POOL = min(32, (os.cpu_count() or 1) + 4)
@@ -82,7 +82,12 @@ def _is_within(process: psutil.Process, workers: Collection[int]) -> bool:
 
 
 def _descriptors(pid: int) -> Iterable[str]:
-    """What each open descriptor is, without its number."""
+    """What each open descriptor is."""
     for file in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
-            yield re.sub("[0-9]+", "N", os.readlink(file))
+            yield descriptor_kind(os.readlink(file))
+
+
+def descriptor_kind(target: str) -> str:
+    """What `/proc/PID/fd/N` points to, without numbers and without the drawn names of shared memory."""
+    return re.sub("[0-9]+", "N", re.sub("(/dev/shm)/.*", r"\1/*", target))
