@@ -1,5 +1,7 @@
 """One rank dies, at any moment: the streams go on with the same tokens."""
 
+import itertools
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -49,4 +51,17 @@ def test_killed_during_a_flush_and_right_after_a_step(stage: Stage, point: str) 
     scene.when(decoding(5)).arm(point)
     scene.finish(recoveries=1)
     scene.assert_rebuilt(int(point[-2]))
+    scene.assert_undisturbed()
+
+
+def test_killed_while_the_wall_clock_jumps(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A day forth and a day back with every look at it: no deadline passes, and none is put off."""
+    real, jumps = time.time, itertools.cycle([86_400.0, -86_400.0])
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    scene = stage.scene()
+    scene.stream(4, prompt=30, tokens=30)
+    scene.when(decoding(10)).kill(1)
+    scene.finish(recoveries=1)
+    scene.assert_rebuilt(1)
+    assert 0 < scene.recoveries[0].seconds < 60
     scene.assert_undisturbed()

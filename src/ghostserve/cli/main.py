@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError, Parameter, Token
 
 from ghostserve import __version__
 from ghostserve.cli.sizes import parse_size
+from ghostserve.cli.soak import soak
 from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError, GhostServeError
 from ghostserve.recovery.hybrid import Policy
@@ -35,6 +36,7 @@ app = App(
     help_format="plaintext",
     version=__version__,
 )
+app.command(soak)
 
 
 @app.command

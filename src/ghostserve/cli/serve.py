@@ -42,14 +42,15 @@ def run_server(
 ) -> int:
     """Serve until SIGTERM or Ctrl-C; returns 0 after a clean stop. Raises `GhostServeError` if the engine dies.
 
-    Keys, port and checkpoint are seen to in this order, and first, so that no worker is started in vain.
+    Keys, open files, port and checkpoint are seen to in this order, and first, so that no worker is started in vain.
     """
     set_up_logging(log_level)
     quiet_progress_bars()
     with _stop_on_sigterm():
-        from ghostserve.server import ApiKeys, bind
+        from ghostserve.server import ApiKeys, bind, ensure_descriptors
 
         ApiKeys(api_keys)  # refused here, before a worker is started
+        ensure_descriptors(settings, workers=config.tensor_parallel_size + config.standbys)
         with bind(host, port) as listener:
             engine = _start(config, served_model_name)
             try:

@@ -296,7 +296,12 @@ class Coordinator(threading.Thread):
         self._driver.rates.saw_step(sum(p.tokens for p in parts), sum(p.keys for p in parts), taken)
         machine = self._driver.machine
         machine.step_finished()
-        for accepted in self.serving.step_done(step, sampled):
+        entry = self.serving.log[step]
+        replayed = entry.accepted is not None
+        new = self.serving.step_done(step, sampled)
+        if not replayed:
+            self._options.observer("answered", {"entry": entry})
+        for accepted in new:
             drawn = accepted.sampled
             self._deliver(
                 accepted.request.request_id,

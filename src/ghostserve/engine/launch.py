@@ -77,6 +77,7 @@ def _launch(config: WorkerConfig, channel: socket.socket) -> _Popened:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[*fds, *config.arena_fds, *config.weight_fds, *config.store_fds],
                 env={**os.environ, **_ENVIRONMENT, **config.environment, "OMP_NUM_THREADS": str(config.threads)},
+                process_group=0,  # a Ctrl-C at the terminal is the coordinator's to handle, also while this one imports
             )
         )
 

@@ -282,7 +282,8 @@ def main(arguments: list[str]) -> int:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return 1
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the coordinator's to handle
+    # Service managers send it to every process of a service. Requests that run end first: the coordinator says when.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel: Channel[msg.ToWorker] = Channel(socket.socket(fileno=channel_fd), msg.ToWorker)
     with open(config_fd, "rb") as file:
         config = msgspec.msgpack.decode(file.read(), type=WorkerConfig)

@@ -37,7 +37,7 @@ class SharedRegion:
         """Make a region of zeros, readable and writable by this user only and of a size that can't change.
 
         `label` shows up in /proc/PID/maps. Raises `MemoryBudgetError` when the host has less memory than
-        that.
+        that, or refuses it.
         """
         if nbytes <= 0:
             raise ConfigError(f"shared memory {label!r} of {nbytes} bytes: the size must be at least 1")
@@ -50,6 +50,19 @@ class SharedRegion:
                 needed=nbytes,
                 available=available,
             )
+        try:
+            return cls._create(label, nbytes)
+        except OSError as error:  # a limit of this process or its group that says nothing before
+            raise MemoryBudgetError(
+                f"{label} of {format_bytes(nbytes)}: the system refuses the shared memory ({error.strerror}), though"
+                f" {format_bytes(available)} are available: raise this process's limits (ulimit -v, ulimit -n), or"
+                " lower the parity budget or the number of cache blocks",
+                needed=nbytes,
+                available=available,
+            ) from error
+
+    @classmethod
+    def _create(cls, label: str, nbytes: int) -> "SharedRegion":
         fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.fchmod(fd, 0o600)

@@ -1,6 +1,7 @@
 """The OpenAI-compatible HTTP server. It knows the engine only as an `EngineClient`."""
 
 from ghostserve.server.app import create_app
+from ghostserve.server.descriptors import ensure_descriptors
 from ghostserve.server.engine_client import (
     EngineClient,
     EngineStatus,
@@ -22,5 +23,6 @@ __all__ = [
     "StandbyStatus",
     "bind",
     "create_app",
+    "ensure_descriptors",
     "serve",
 ]

@@ -10,11 +10,11 @@ import h11
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ghostserve.server.descriptors import HEADROOM
 from ghostserve.server.settings import ServerSettings
 
 __all__ = ["GuardedProtocol"]
 
-HEADROOM = 64  # connections over the limit that still get an answer; beyond them they are cut off without one
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 

@@ -16,6 +16,8 @@ from starlette.types import ASGIApp
 
 from ghostserve.errors import ConfigError
 from ghostserve.server.connection import GuardedProtocol
+from ghostserve.server.descriptors import BACKLOG
+from ghostserve.server.drain import Drain
 from ghostserve.server.errors import ApiError, ErrorHandlers
 from ghostserve.server.settings import ServerSettings
 
@@ -23,11 +25,18 @@ __all__ = ["bind", "serve"]
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 2048
+_CLOSE_SECONDS = 5
+"""For what is still unsent, when all requests are over."""
 
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handling, which would end the process before the engine is stopped."""
+
+    def __init__(self, config: uvicorn.Config, door: Drain, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._door = door
+        self._drain_seconds = drain_seconds
+        self._draining: asyncio.Task[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -35,9 +44,19 @@ class _Server(uvicorn.Server):
 
     def stop(self) -> None:
         """Drain and stop; asked again, cut what still runs."""
-        if self.should_exit:
-            for task in self.server_state.tasks:
-                task.cancel()
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        else:
+            self._cut()
+
+    async def _drain(self) -> None:
+        """The socket stays open meanwhile: who comes is told, and not left with a refused connection."""
+        await self._door.close(self._drain_seconds)
+        self._cut()
+
+    def _cut(self) -> None:
+        for task in self.server_state.tasks:
+            task.cancel()
         self.should_exit = True
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -45,6 +64,8 @@ class _Server(uvicorn.Server):
         await super().serve(sockets)
         if self.server_state.tasks:
             await asyncio.wait(self.server_state.tasks)
+        if self._draining is not None:
+            self._draining.cancel()
 
 
 def bind(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
@@ -80,6 +101,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM, SIGINT or `stop`; then let running requests end, for `drain_seconds` at most.
 
+    New ones get 503 meanwhile.
+
     `settings` limits connections and how long they may be idle.
     `listener` is a socket from `bind` to use instead of `host` and `port`. `on_ready` is told the address
     when requests are answered. Signals are handled only in the main thread; a second one ends the drain.
@@ -92,9 +115,10 @@ async def serve(
             bound.listen(BACKLOG)
         except OSError as error:  # another process was bound to the port too and has begun to listen
             raise _refusal(error, address[0], address[1]) from error
+        door = Drain(app, _leaving(settings))
         server = _Server(
             uvicorn.Config(
-                app,
+                door,
                 log_config=None,
                 access_log=False,
                 ws="none",
@@ -102,8 +126,10 @@ async def serve(
                 h11_max_incomplete_event_size=settings.h11_max_incomplete_event_size,
                 timeout_keep_alive=settings.timeout_keep_alive,
                 backlog=BACKLOG,
-                timeout_graceful_shutdown=max(1, round(drain_seconds)),
-            )
+                timeout_graceful_shutdown=_CLOSE_SECONDS,
+            ),
+            door,
+            drain_seconds,
         )
         with _signals(server):
             await _run(server, bound, on_ready, stop)
@@ -169,6 +195,12 @@ def _busy(settings: ServerSettings) -> ASGIApp:
     """Answers on connections over the limit."""
     most = settings.limit_concurrency
     error = ApiError(f"{most} connections are open: no more are served at once", status=503, code="overloaded")
+    return ErrorHandlers(settings).response(error, {"Connection": "close"})
+
+
+def _leaving(settings: ServerSettings) -> ASGIApp:
+    """Answers requests that come while the server drains."""
+    error = ApiError("the server is shutting down: no new requests are taken", status=503, code="shutting_down")
     return ErrorHandlers(settings).response(error, {"Connection": "close"})
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -39,11 +40,17 @@ Launch = Callable[[socket.socket], Started]
 
 @dataclass(frozen=True)
 class Exited:
-    """A worker's process has ended; `status` as `Popen.returncode` (negative: the signal)."""
+    """A worker's process has ended; `status` as `Popen.returncode` (negative: the signal).
+
+    `reason`: why there never was a process; then `status` means nothing.
+    """
 
     status: int
+    reason: str = ""
 
     def __str__(self) -> str:
+        if self.reason:
+            return self.reason
         if self.status < 0:
             return f"killed by {signal.Signals(-self.status).name}"
         return f"exited with {self.status}"
@@ -66,6 +73,7 @@ class WorkerGroup(Generic[In]):
         """`incoming`: the union of what workers say; `shutdown`: what asks one to end."""
         self._launch, self._incoming, self._shutdown = launch, incoming, shutdown
         self._processes: dict[int, _Process[In]] = {}
+        self._stillborn: list[tuple[int, Exited]] = []
         self._next = 0
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -74,20 +82,27 @@ class WorkerGroup(Generic[In]):
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
 
     def spawn(self) -> int:
-        """Start one worker; it says `Hello` when its imports are done."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            started = self._launch(theirs)
+        """Start one worker; it says `Hello` when its imports are done.
+
+        Where the system refuses a process, or what it takes to talk to it, `poll` reports its end at once: a machine
+        that is out of files or processes for a moment must not take down those that run.
+        """
         worker = self._next
         self._next += 1
-        process = _Process(started, Channel[In](ours, self._incoming), os.pidfd_open(started.pid))
+        try:
+            process = self._start()
+        except OSError as error:
+            reason = f"the system refuses another process: {error.strerror}"
+            self._stillborn.append((worker, Exited(0, reason)))
+            return worker
         self._processes[worker] = process
         self._selector.register(process.channel, selectors.EVENT_READ, worker)
         self._selector.register(process.pidfd, selectors.EVENT_READ, worker)
         return worker
 
     def pid(self, worker: int) -> int:
-        return self._processes[worker].started.pid
+        """0 for a worker that is gone, or never came."""
+        return self._processes[worker].started.pid if worker in self._processes else 0
 
     def alive(self, worker: int) -> bool:
         return worker in self._processes
@@ -117,9 +132,9 @@ class WorkerGroup(Generic[In]):
 
     def poll(self, timeout: float | None) -> list[tuple[int, In | Exited]]:
         """What the workers said, and which of them ended, within `timeout` seconds (None: until something comes)."""
-        happened: list[tuple[int, In | Exited]] = []
+        happened: list[tuple[int, In | Exited]] = [*self._stillborn]
         ended: list[int] = []
-        for key, _ in self._selector.select(timeout):
+        for key, _ in self._selector.select(0 if self._stillborn else timeout):
             if key.fileobj is self._wake_read:
                 self._wake_read.recv(4096)
                 continue
@@ -131,6 +146,7 @@ class WorkerGroup(Generic[In]):
                 ended.append(worker)
                 continue
             happened += self._read(worker, process)
+        self._stillborn.clear()
         for worker in ended:
             process = self._processes[worker]
             happened += self._read(worker, process)  # its last words
@@ -163,6 +179,18 @@ class WorkerGroup(Generic[In]):
     @property
     def workers(self) -> Sequence[int]:
         return tuple(self._processes)
+
+    def _start(self) -> _Process[In]:
+        with ExitStack() as undo:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            with theirs:
+                started = self._launch(theirs)
+            undo.callback(started.wait)
+            undo.callback(started.kill)
+            process = _Process(started, Channel[In](ours, self._incoming), os.pidfd_open(started.pid))
+            undo.pop_all()
+            return process
 
     def _read(self, worker: int, process: _Process[In]) -> list[tuple[int, In | Exited]]:
         try:
