@@ -20,7 +20,7 @@ from ghostserve.parity.ranges import SlotRange, num_slots
 from ghostserve.parity.slots import SlotTable
 from ghostserve.parity.store import ParityStore
 
-__all__ = ["FlushMode", "Flusher", "check_blocks", "consecutive_runs"]
+__all__ = ["FlushMode", "Flusher", "check_blocks", "consecutive_runs", "warm_up"]
 
 FlushMode = Literal["ring", "zero-copy", "auto"]
 
@@ -34,8 +34,8 @@ ZERO_COPY_PROGRAMS = 16
 """Thread blocks that saturate the link; the other multiprocessors stay with the model."""
 
 
-FIRST = 4
-"""The first tile is a so much smaller one: until its kernel is done the link has nothing to do."""
+FIRST = 2
+"""The first tile is so many times smaller: until its kernel is done the link has nothing to do."""
 
 
 @dataclass
@@ -170,14 +170,23 @@ def _parts(total: int, rows: int, first: int) -> Iterator[slice]:
 
 def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     """Where `rows`, int64 (S,), count on by one: (place of the first, its row, how many), for each run."""
-    starts = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
-    counts = np.diff(starts, append=len(rows))
-    return list(zip(starts.tolist(), rows[starts].tolist(), counts.tolist(), strict=True))
+    from ghostserve.parity.compiled import runs_loop  # brings numba, which takes half a second: only when used
+
+    runs = np.empty((len(rows), 3), dtype=np.int64)
+    count = runs_loop(rows, runs)
+    return [(place, row, length) for place, row, length in runs[:count].tolist()]
 
 
-def check_blocks(blocks: NDArray[np.integer], layout: CacheLayout) -> None:
+def check_blocks(blocks: NDArray[np.int64], layout: CacheLayout) -> None:
     """Raise `ValueError` for `blocks`, one a slot, that the cache does not have: kernels check nothing."""
-    if len(blocks) and not 0 <= int(blocks.min()) <= int(blocks.max()) < layout.num_blocks:
-        raise ValueError(
-            f"blocks {int(blocks.min())}..{int(blocks.max())} were asked for, the cache has {layout.num_blocks} blocks"
-        )
+    from ghostserve.parity.compiled import extremes_loop
+
+    least, greatest = extremes_loop(blocks) if len(blocks) else (0, 0)
+    if not 0 <= least <= greatest < layout.num_blocks:
+        raise ValueError(f"blocks {least}..{greatest} were asked for, the cache has {layout.num_blocks} blocks")
+
+
+def warm_up(store: ParityStore, layout: CacheLayout) -> None:
+    """Compile the host's loops now (or load them from the cache), not in the first flush."""
+    consecutive_runs(store.table([]).row)
+    check_blocks(np.zeros(1, dtype=np.int64), layout)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ghostserve.codes import Backend, Code, make_backend
 from ghostserve.cuda.decode import Engine
-from ghostserve.cuda.flush import Flusher, FlushMode
+from ghostserve.cuda.flush import Flusher, FlushMode, warm_up
 from ghostserve.cuda.kernels import Kernels
 from ghostserve.cuda.payload import StorePayload
 from ghostserve.cuda.refill import Refiller
@@ -67,7 +67,7 @@ class CudaDataPath:
         self._lock = threading.Lock()
         # What a rebuild needs of compiled host code: loaded now, not in a client's pause.
         paging.warm_up()
-        store.table([])
+        warm_up(store, layout)
         with ExitStack() as stack:
             payload = StorePayload(runtime, store)
             stack.callback(payload.close)

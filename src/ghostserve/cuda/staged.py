@@ -197,7 +197,7 @@ class StagedDataPath:
         count = num_slots(tile)
         # One row more than there are slots: progress goes up with the index and comes down behind the shards.
         slots = slot_index(tile)
-        check_blocks(slots[:, 0], self._layout)
+        check_blocks(slots[:, 0].astype(np.int64), self._layout)
         frame, self._turn = self._turn, (self._turn + 1) % self._frames.frames
         before = self._done[frame]
         if before is not None:

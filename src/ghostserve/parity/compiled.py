@@ -6,9 +6,11 @@ from numpy.typing import NDArray
 
 __all__ = [
     "committed_loop",
+    "extremes_loop",
     "first_outside_loop",
     "gather_loop",
     "matches_loop",
+    "runs_loop",
     "scatter_loop",
     "seal_loop",
     "spread_loop",
@@ -113,3 +115,25 @@ def scatter_loop(arena: Bytes, segments: Index, slots: Index, shards: Bytes) -> 
             for k in range(nbytes):
                 arena[first + np.uint64(k)] = shard[column + np.uint64(k)]
         column += nbytes
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def runs_loop(rows: Index, runs: Index) -> int:
+    """Writes (place of the first, its row, how many) of every run of rows that count on by one; how many there are."""
+    found = -1
+    for i in range(rows.shape[0]):
+        if i and rows[i] == rows[i - 1] + 1:
+            runs[found, 2] += 1
+        else:
+            found += 1
+            runs[found, 0], runs[found, 1], runs[found, 2] = i, rows[i], 1
+    return found + 1
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def extremes_loop(numbers: Index) -> tuple[int, int]:
+    """The least and the greatest of at least one number."""
+    least = greatest = numbers[0]
+    for number in numbers:
+        least, greatest = min(least, number), max(greatest, number)
+    return least, greatest
