@@ -57,7 +57,8 @@ def test_one_rank_in_this_process(checkpoint, family: str) -> None:  # type: ign
 
 
 @pytest.mark.parametrize(
-    "family", ["qwen2", "qwen3", "mistral sliding", pytest.param("gemma2", marks=pytest.mark.slow)]
+    "family",
+    ["qwen2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3", "mistral sliding", "gemma2"))],
 )
 def test_two_ranks_one_of_which_dies(checkpoint, family: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder = checkpoint(family)

@@ -147,6 +147,7 @@ def _small(folder: Path) -> Iterator[EngineConfig]:
     yield replace(config, max_num_seqs=4)
 
 
+@pytest.mark.slow
 def test_a_real_engine_is_measured(tmp_path: Path) -> None:
     """Every constant is a sample of this run; the scenario's streams are whole, and bit by bit the undisturbed ones."""
     with _small(tmp_path) as config, ExitStack() as stack:
