@@ -245,10 +245,13 @@ def test_a_full_queue_makes_the_submitter_wait(gated, calls):
 
 
 def test_closing_ends_the_thread_and_refuses_more(group, calls):
+    before = set(threading.enumerate())
     checkpointer = Checkpointer(rank=0, **encoder(group), on_done=calls.on_done, on_error=calls.on_error)
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.name == "checkpointer-0"
     checkpointer.close()
     checkpointer.close()
-    assert not any(t.name == "checkpointer-0" for t in threading.enumerate())
+    assert not thread.is_alive()
     with pytest.raises(ValueError, match="closed"):
         checkpointer.submit(1, task(0, whole(0)))
 
