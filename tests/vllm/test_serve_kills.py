@@ -12,10 +12,13 @@ pytest.importorskip("vllm")
 
 from life import Scene
 from oracle import assert_undisturbed
-from streams import LONG
+from streams import LENGTHS, LONG
 from vllm_server import VllmServer
 
 pytestmark = pytest.mark.vllm
+
+LONGEST = 850
+"""Tokens of a stream that must not come to its end before its client hangs up: with its prompt they fit the context."""
 
 
 @pytest.fixture(scope="module")
@@ -101,27 +104,32 @@ def test_frozen(server: VllmServer) -> None:
     scene.assert_rebuilt(1)
 
 
+def _longest(index: int) -> list[int]:
+    """How much each client wants: one of them as much as there can be."""
+    return [LONGEST if i == index else LONG for i in range(len(LENGTHS))]
+
+
 def test_killed_when_a_client_has_just_gone(server: VllmServer) -> None:
     scene = Scene(server)
-    streams = scene.streams.start(tokens=LONG)
+    streams = scene.streams.start(tokens=_longest(3))
     scene.streams.when_all_have(6)
     streams[3].hang_up()
     server.kill(1)
     scene.finish(recoveries=1)
     scene.assert_rebuilt(1)
-    assert len(streams[3].drawn) < LONG
+    assert len(streams[3].drawn) < LONGEST
 
 
 def test_a_client_goes_during_a_recovery(server: VllmServer) -> None:
     scene = Scene(server)
-    streams = scene.streams.start(tokens=LONG)
+    streams = scene.streams.start(tokens=_longest(2))
     scene.streams.when_all_have(6)
     server.kill(0)
     server.wait_recovering()
     streams[2].hang_up()
     scene.finish(recoveries=1)
     scene.assert_rebuilt(0)
-    assert len(streams[2].drawn) < LONG
+    assert len(streams[2].drawn) < LONGEST
 
 
 def test_killed_while_others_come_to_their_end(server: VllmServer) -> None:
