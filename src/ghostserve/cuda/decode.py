@@ -16,7 +16,7 @@ from ghostserve.cuda.ring import Ring
 from ghostserve.cuda.runtime import Event, Runtime
 from ghostserve.cuda.shards import FlatShard, PagedShard
 from ghostserve.parity.geometry import ShardMap
-from ghostserve.parity.ranges import SlotRange, num_slots, tiles
+from ghostserve.parity.ranges import SlotRange, tiles
 from ghostserve.parity.slots import SlotTable
 from ghostserve.parity.store import ParityStore
 
@@ -30,6 +30,9 @@ TURNS = FRAMES + 1
 
 ZERO_COPY_RUN_BYTES = 512 << 10
 """Shorter runs of parity are read by the kernel itself: the copy engine rests too long between them."""
+
+SAMPLE = 64
+"""Ranges that are looked at to see in how long runs the parity lies."""
 
 
 class Engine:
@@ -167,13 +170,12 @@ class DecodeJob:
     def _reads_direct(self, shards: int) -> bool:
         if self._engine.mode != "auto":
             return self._engine.mode == "zero-copy"
-        read = num_slots(self._ranges) * shards * self._engine.layout.slot_bytes
+        # The first ones stand for all: the link waits until this is decided.
+        sample = self._engine.store.table(self._ranges[:SAMPLE])
+        read = len(sample) * shards * self._engine.layout.slot_bytes
         # A part of each row is a 2-D copy, of which only one goes in a call.
         shortest = ZERO_COPY_RUN_BYTES * (1 if shards == self._engine.store.geometry.num_parity else 4)
-        if read >= shortest * len(self._ranges):
-            return False  # already if no range follows another; to see which do takes a while
-        runs = len(consecutive_runs(self._engine.store.table(self._ranges).row))
-        return read < shortest * runs
+        return read < shortest * len(consecutive_runs(sample.row))
 
     def _flat(self, parity: Sequence[int], scratch: Sequence[int]) -> Mapping[int, FlatShard]:
         """Where token-major shards lie: one address and one stride for the rows of all frames together."""

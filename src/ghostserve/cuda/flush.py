@@ -34,8 +34,8 @@ ZERO_COPY_PROGRAMS = 16
 """Thread blocks that saturate the link; the other multiprocessors stay with the model."""
 
 
-FIRST = 2
-"""The first tile is so many times smaller: until its kernel is done the link has nothing to do."""
+FIRST_SLOTS = 256
+"""At most so many are in the first tile: until it is laid out and encoded, the link has nothing to do."""
 
 
 @dataclass
@@ -99,20 +99,16 @@ class Flusher:
         """
         direct = self._writes_direct(ranges)
         frames = self._in_store if direct else self._in_ring
-        # All slots at once, as Python's time for a tile is what the copy engine would wait for; for the ring as they
-        # lie in the store, so that as few copies as possible move them.
-        slots = self._store.table(ranges, by_row=not direct)
-        check_blocks(slots.block, self._layout)
         pending: deque[_Tile] = deque()
         try:
             with self._runtime.use(self._compute):
                 if after is not None:
                     self._compute.wait_event(after)
-                for number, part in enumerate(_parts(len(slots), frames.rows, 1 if direct else FIRST)):
+                for number, slots in enumerate(self._tiles(ranges, frames.rows, by_row=not direct)):
                     if len(pending) == frames.turns:
                         self._finish(epoch, pending.popleft(), on_stage)
                     on_stage("begin")
-                    pending.append(self._start(epoch, slots[part], number, direct))
+                    pending.append(self._start(epoch, slots, number, direct))
                 while pending:
                     self._finish(epoch, pending.popleft(), on_stage)
         except BaseException:
@@ -120,6 +116,22 @@ class Flusher:
             self._compute.synchronize()
             self._copies.synchronize()
             raise
+
+    def _tiles(self, ranges: Sequence[SlotRange], rows: int, *, by_row: bool) -> Iterator[SlotTable]:
+        """At most `rows` slots each; `by_row`: as they lie in the store, so that as few copies as possible move them.
+
+        Python's time is what the copy engine would wait for. So the first tile is laid out alone, and the others, all
+        at once, while that is on its way.
+        """
+        head = 0
+        room = min(rows, FIRST_SLOTS)
+        while head < len(ranges) and (room := room - ranges[head].num_slots) >= 0:
+            head += 1
+        for part in (ranges[:head], ranges[head:]):
+            slots = self._store.table(part, by_row=by_row)
+            check_blocks(slots.block, self._layout)
+            for start in range(0, len(slots), rows):
+                yield slots[start : start + rows]
 
     def _writes_direct(self, ranges: Sequence[SlotRange]) -> bool:
         if self.mode != "auto":
@@ -158,14 +170,6 @@ class Flusher:
             raise CudaError(f"the encode kernel left no checksums for {len(tile.sums)} slots: did it run?")
         self._store.commit(epoch, tile.slots, tile.sums)
         on_stage("committed")
-
-
-def _parts(total: int, rows: int, first: int) -> Iterator[slice]:
-    """`total` slots in tiles of `rows`, the first one `first` times smaller."""
-    start, stop = 0, max(1, rows // first)
-    while start < total:
-        yield slice(start, stop)
-        start, stop = stop, stop + rows
 
 
 def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ghostserve.codes.base import Plan
 from ghostserve.codes.checksum import weights
 from ghostserve.cuda import primitives
-from ghostserve.cuda.lowering import lanes, lower, simplest
+from ghostserve.cuda.lowering import lower, simplest
 from ghostserve.cuda.shards import ALIGNMENT, MAX_UNIT_BYTES, WORD, FlatShard, PagedShard, Units
 from ghostserve.cuda.writer import Addressing
 from ghostserve.errors import UnsupportedCodeError
@@ -31,14 +31,22 @@ Shard = PagedShard | FlatShard
 class Tile:
     """What one thread block works on at a time: `words` 4-byte words of each shard, by `warps` warps.
 
-    `deepest`: at most so many columns of units one after the other, before their checksums are added up. `registers`:
-    at most so many a thread, so that more threads are resident; None: what was measured to be best.
+    `symbol_words`: so many of each symbol instead, of codes with several symbols a slot; `symbol_unit`: in units of at
+    most so many bytes. `deepest`: at most so many columns of units one after the other, before their checksums are
+    added up. `registers`: at most so many a thread, so that more threads are resident; None: what was measured to be
+    best.
     """
 
     words: int = 512
+    symbol_words: int = 128
+    symbol_unit: int = 128
     warps: int = 4
     deepest: int = 4
     registers: int | None = None
+
+    def words_of(self, symbols: int) -> int:
+        """Words of each symbol, of a code with so many symbols a slot."""
+        return self.words if symbols == 1 else self.symbol_words
 
     def options(self, plan: Plan) -> dict[str, int]:
         """Triton's options for the kernel of `plan`."""
@@ -55,7 +63,7 @@ class _Program:
 
     plan: Plan
     kernel: Any
-    lanes: torch.Tensor
+    symbols: int
     units: Units
     addressing: Addressing
     checksums: bool
@@ -108,7 +116,7 @@ class Kernels:
             self._programs[key] = _Program(
                 plan,
                 kernel,
-                _upload(lanes(simple), self.device),
+                simple.rows,
                 units,
                 addressing,
                 checksums,
@@ -119,8 +127,8 @@ class Kernels:
 
     @cache  # noqa: B019 - a handful of entries, and they live as long as the kernels
     def _units(self, rows: int) -> Units:
-        # All symbols of a slot are in a tile together.
-        return Units(self.layout, rows, max(ALIGNMENT, min(MAX_UNIT_BYTES, self.tile.words * WORD // rows)))
+        largest = MAX_UNIT_BYTES if rows == 1 else self.tile.symbol_unit
+        return Units(self.layout, rows, max(ALIGNMENT, min(largest, self.tile.words_of(rows) * WORD)))
 
 
 class Bound:
@@ -139,16 +147,15 @@ class Bound:
         self._strides = _words(np.array(strides, dtype=np.int64), device)
         self._table = _words(np.concatenate([distances, [units.block_stride], [units.slot_stride]]), device)
         self._unit_words = units.nbytes // WORD
-        self._lanes = program.lanes.shape[1]
-        slot_words = self._lanes * self._unit_words
-        self._slots = max(1, kernels.tile.words // slot_words)
+        tile = kernels.tile
+        self._slots = max(1, tile.words_of(program.symbols) // self._unit_words)
         # Words that a thread loads at a time, side by side.
-        self._group = max(1, min(ALIGNMENT // WORD, self._slots * slot_words // (32 * kernels.tile.warps)))
+        self._group = max(1, min(ALIGNMENT // WORD, self._slots * self._unit_words // (32 * tile.warps)))
         # Without checksums the kernel never touches this.
         self._no_sums = torch.zeros(1, dtype=torch.int64, device=device)
         self._constants = {
+            "SYMBOLS": program.symbols,
             "SLOTS": self._slots,
-            "LANES": self._lanes,
             "WORDS": self._unit_words,
             "GROUP": self._group,
         }
@@ -178,7 +185,6 @@ class Bound:
             self._bases,
             self._strides,
             self._table,
-            self._program.lanes,
             index,
             self._kernels.weights,
             sums,

@@ -8,19 +8,17 @@ from ghostserve.codes.checksum import SEED
 
 __all__ = ["Addressing", "KernelWriter"]
 
-# An entry is a symbol of a slot: SLOTS slots with LANES symbols each are worked on at a time, WORDS words of each.
+# SLOTS slots are worked on at a time, a column of units of each: WORDS words of every symbol.
 _HEAD = """\
 @triton.jit(do_not_specialize=["count", "columns", "per_tile"])
-def run_plan(anchor, bases, strides, table, lanes, index, weights, sums, count, columns, per_tile,
-             SLOTS: tl.constexpr, LANES: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr):
+def run_plan(anchor, bases, strides, table, index, weights, sums, count, columns, per_tile,
+             SYMBOLS: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr):
     words = tl.arange(0, WORDS)
-    entry = tl.arange(0, SLOTS * LANES)
-    lane = entry % LANES
-    units = columns * LANES
+    units = columns * SYMBOLS
     column_tiles = tl.cdiv(columns, per_tile)
     tiles = tl.cdiv(count, SLOTS) * column_tiles
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        i = (tile // column_tiles) * SLOTS + entry // LANES
+        i = (tile // column_tiles) * SLOTS + tl.arange(0, SLOTS)
         live = i < count
         known = tl.minimum(i, count - 1)
         block = tl.load(index + 3 * known).to(tl.int64)
@@ -46,7 +44,7 @@ class Addressing:
 class KernelWriter:
     """Collects the lines of what happens in one column of units; `source` puts the loops around them.
 
-    A place is where all shards are read or written next: a symbol of the slot, the same in all of them. The kernel's
+    A place is where a shard is read or written: a symbol of the slot, at the same unit in all of them. The kernel's
     table, in words: one row a position (one in all if `common`) with the distance of each unit from its position's
     base, then the block strides and the slot strides of the units.
     """
@@ -55,53 +53,39 @@ class KernelWriter:
         self.addressing, self.checksums = addressing, checksums
         self.positions = len(plan.inputs) + len(plan.outputs)
         self.num_inputs = len(plan.inputs)
-        self._several = plan.rows > 1
-        self._masks: dict[str, str] = {}
         self._lines: list[str] = []
 
     def add(self, *lines: str) -> None:
         """More lines."""
         self._lines += lines
 
-    def place(self, name: str, symbol: str, *, absent: str | None = None, hashed: bool = True) -> None:
-        """A place called `name`: `symbol` is an expression, a number for each entry (or the same for all).
-
-        Entries where the expression `absent` is true have nothing there: they read zeros. `hashed`: what is read or
-        written there counts for the checksums.
-        """
-        self.add(f"unit_{name} = ({symbol}) * columns + column")
-        # Beyond the last slot the last one is read again, in vain: loads without a mask are shorter. Symbols that are
-        # absent must read as zeros.
-        self.add(f"live_{name} = live[:, None]")
-        if absent:
-            self.add(f"there_{name} = (~({absent}))[:, None]")
-        self._masks[name] = f", mask=there_{name}, other=0" if absent else ""
-        mask = f", mask=~({absent}), other=0" if absent else ""
+    def place(self, name: str, symbol: str) -> None:
+        """A place called `name`: `symbol` is the number of a symbol of the slot."""
+        self.add(f"unit_{name} = {symbol} * columns + column")
         if any(self.addressing.paged):
             if not self.addressing.uniform:
-                self.add(f"slots_{name} = {self._slots_at(f'unit_{name}', mask)}")
+                self.add(f"slots_{name} = {self._slots_at(f'unit_{name}')}")
             if self.addressing.common:
-                self.add(f"apart_{name} = tl.load(table + unit_{name}{mask})")
-        if self.checksums and hashed:
-            unit = f"unit_{name}[:, None]" if self._several else f"unit_{name}"
-            self.add(f"m_{name} = tl.load(weights + {unit} * WORDS + words[None, :])")
+                self.add(f"apart_{name} = tl.load(table + unit_{name})")
+        if self.checksums:
+            self.add(f"m_{name} = tl.load(weights + unit_{name} * WORDS + words[None, :])")
 
-    def load(self, position: int, value: str, place: str, *, hashed: bool = True) -> None:
+    def load(self, position: int, value: str, place: str) -> None:
         """Read the unit of the shard at `position` into the variable `value`."""
-        self.add(f"{value} = tl.load({self._pointer(position, place)}{self._masks[place]})")
-        if hashed:
-            self._hash(position, value, place)
+        # Beyond the last slot the last one is read again, in vain: loads without a mask are shorter.
+        self.add(f"{value} = tl.load({self._pointer(position, place)})")
+        self._hash(position, value, place)
 
     def store(self, position: int, value: str, place: str) -> None:
         """Write the variable `value` to the unit of the shard at `position`."""
-        self.add(f"tl.store({self._pointer(position, place)}, {value}, mask=live_{place})")
+        self.add(f"tl.store({self._pointer(position, place)}, {value}, mask=live[:, None])")
         self._hash(position, value, place)
 
     def source(self) -> str:
         """The whole kernel, called `run_plan`."""
         lines = [_HEAD.rstrip()]
         if self.addressing.uniform:
-            lines.append(f"        slots = {self._slots_at('0', '')}")
+            lines.append(f"        slots = {self._slots_at('0')}")
         for p, paged in enumerate(self.addressing.paged):
             base = f"tl.load(bases + {p})"
             if not paged:
@@ -110,7 +94,7 @@ class KernelWriter:
                 base += " + slots"
             lines.append(f"        base{p} = {base}")
         if self.checksums:
-            empty = "tl.zeros([SLOTS * LANES, WORDS // GROUP], tl.uint64)"
+            empty = "tl.zeros([SLOTS, WORDS // GROUP], tl.uint64)"
             lines += [f"        hash{p} = {empty}" for p in range(self.positions)]
         lines.append("        for column in range(first, tl.minimum(first + per_tile, columns)):")
         lines += [f"            {line}" for line in self._lines]
@@ -118,9 +102,9 @@ class KernelWriter:
             lines += [f"        {line}" for line in self._add_up()]
         return "\n".join(lines) + "\n"
 
-    def _slots_at(self, unit: str, mask: str) -> str:
+    def _slots_at(self, unit: str) -> str:
         rows = 1 if self.addressing.common else self.positions
-        block, slot = (f"tl.load(table + {rows + k} * units + {unit}{mask})" for k in range(2))
+        block, slot = (f"tl.load(table + {rows + k} * units + {unit})" for k in range(2))
         return f"block * {block} + slot * {slot}"
 
     def _pointer(self, position: int, place: str) -> str:
@@ -130,7 +114,7 @@ class KernelWriter:
         else:
             if not self.addressing.uniform:
                 parts.append(f"slots_{place}")
-            look_up = f"tl.load(table + {position} * units + unit_{place}, mask=unit_{place} < units, other=0)"
+            look_up = f"tl.load(table + {position} * units + unit_{place})"
             parts.append(f"apart_{place}" if self.addressing.common else look_up)
         # The hint is what makes threads load 16 bytes at a time.
         self.add(f"at = tl.multiple_of({' + '.join(parts)}, 4)")
@@ -153,7 +137,7 @@ class KernelWriter:
             names = [f"join{depth}_{p}" for p in range(half)]
             depth += 1
         yield f"p = tl.arange(0, {width})"
-        yield f"total = tl.reshape({names[0]}, [SLOTS * LANES, {width}]).to(tl.int64)"
-        yield f"total += tl.where((first == 0) & (lane == 0), {SEED}, 0).to(tl.int64)[:, None]"
+        yield f"total = tl.reshape({names[0]}, [SLOTS, {width}]).to(tl.int64)"
+        yield f"total += tl.where(first == 0, {SEED}, 0).to(tl.int64)"
         yield f"to = sums + i[:, None] * {self.positions} + p[None, :]"
         yield f'tl.atomic_add(to, total, mask=live[:, None] & (p < {self.positions})[None, :], sem="relaxed")'
