@@ -1,7 +1,7 @@
 """Flushing on the device: peers' shards are read in place, parity goes to the store, nothing waits for it."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ from ghostserve.cuda.runtime import Event, Runtime
 from ghostserve.cuda.shards import FlatShard, PagedShard
 from ghostserve.errors import CudaError
 from ghostserve.parity.geometry import CacheLayout
-from ghostserve.parity.ranges import SlotRange, num_slots
+from ghostserve.parity.ranges import SlotRange, tiles
 from ghostserve.parity.slots import SlotTable
 from ghostserve.parity.store import ParityStore
 
@@ -104,11 +104,12 @@ class Flusher:
             with self._runtime.use(self._compute):
                 if after is not None:
                     self._compute.wait_event(after)
-                for number, slots in enumerate(self._tiles(ranges, frames.rows, by_row=not direct)):
+                # A tile is laid out while those before it are on their way: the link waits for Python only once.
+                for number, tile in enumerate(tiles(ranges, frames.rows, min(frames.rows, FIRST_SLOTS))):
                     if len(pending) == frames.turns:
                         self._finish(epoch, pending.popleft(), on_stage)
                     on_stage("begin")
-                    pending.append(self._start(epoch, slots, number, direct))
+                    pending.append(self._start(epoch, tile, number, direct))
                 while pending:
                     self._finish(epoch, pending.popleft(), on_stage)
         except BaseException:
@@ -117,38 +118,29 @@ class Flusher:
             self._copies.synchronize()
             raise
 
-    def _tiles(self, ranges: Sequence[SlotRange], rows: int, *, by_row: bool) -> Iterator[SlotTable]:
-        """At most `rows` slots each; `by_row`: as they lie in the store, so that as few copies as possible move them.
-
-        Python's time is what the copy engine would wait for. So the first tile is laid out alone, and the others, all
-        at once, while that is on its way.
-        """
-        head = 0
-        room = min(rows, FIRST_SLOTS)
-        while head < len(ranges) and (room := room - ranges[head].num_slots) >= 0:
-            head += 1
-        for part in (ranges[:head], ranges[head:]):
-            slots = self._store.table(part, by_row=by_row)
-            check_blocks(slots.block, self._layout)
-            for start in range(0, len(slots), rows):
-                yield slots[start : start + rows]
-
     def _writes_direct(self, ranges: Sequence[SlotRange]) -> bool:
         if self.mode != "auto":
             return self.mode == "zero-copy"
-        slots = num_slots(ranges)
-        return slots <= max(ZERO_COPY_SLOTS, ZERO_COPY_RUN * len(ranges))
+        few, slots = max(ZERO_COPY_SLOTS, ZERO_COPY_RUN * len(ranges)), 0
+        for r in ranges:
+            slots += r.stop - r.start
+            if slots > few:
+                return False
+        return True
 
-    def _start(self, epoch: int, slots: SlotTable, number: int, direct: bool) -> _Tile:
+    def _start(self, epoch: int, ranges: Sequence[SlotRange], number: int, direct: bool) -> _Tile:
         frames = self._in_store if direct else self._in_ring
+        # For the ring as they lie in the store, so that as few copies as possible move them.
+        slots = self._store.table(ranges, by_row=not direct)
+        check_blocks(slots.block, self._layout)
         frame, turn, rows = number % frames.frames, number % frames.turns, len(slots)
-        # From here on the payload of these slots is anybody's guess.
-        self._store.begin(epoch, slots)
         index = frames.index[turn][:rows]
         index[:, 0], index[:, 1] = slots.block, slots.slot
         index[:, 2] = slots.row if direct else np.arange(frame * frames.rows, frame * frames.rows + rows)
         on_device, sums = frames.upload(turn, rows, self._compute)
-        if not direct and number >= frames.frames:
+        if direct:
+            self._store.begin(epoch, slots)
+        elif number >= frames.frames:
             self._compute.wait_event(self._emptied[frame])
         self._bound[direct].launch(on_device, rows, sums, programs=ZERO_COPY_PROGRAMS if direct else None)
         stream = self._compute
@@ -156,6 +148,8 @@ class Flusher:
             self._encoded[frame].record(stream)
             stream = self._copies
             stream.wait_event(self._encoded[frame])
+            # From here on the payload of these slots is anybody's guess.
+            self._store.begin(epoch, slots)
             self._payload.write(consecutive_runs(slots.row), frames.row_address(frame, 0), stream)
             self._emptied[frame].record(stream)
         found = frames.download(turn, rows, stream)

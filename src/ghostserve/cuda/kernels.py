@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ghostserve.codes.base import Plan
 from ghostserve.codes.checksum import weights
-from ghostserve.cuda import primitives
+from ghostserve.cuda import primitives, row_diagonal
 from ghostserve.cuda.lowering import lower, simplest
 from ghostserve.cuda.shards import ALIGNMENT, MAX_UNIT_BYTES, WORD, FlatShard, PagedShard, Units
 from ghostserve.cuda.writer import Addressing
@@ -64,6 +64,7 @@ class _Program:
     plan: Plan
     kernel: Any
     symbols: int
+    visits: torch.Tensor
     units: Units
     addressing: Addressing
     checksums: bool
@@ -106,7 +107,7 @@ class Kernels:
 
     def _program(self, plan: Plan, shards: Sequence[Shard], checksums: bool) -> _Program:
         units = self._units(simplest(plan).rows)
-        addressing = _addressing(units, shards)
+        addressing = _addressing(units, shards, simplest(plan).rows)
         # By identity, as hashing a plan of many steps is slow. The plan is kept with its program: its id stays its own.
         key = (id(plan), addressing, checksums)
         if key not in self._programs:
@@ -117,6 +118,7 @@ class Kernels:
                 plan,
                 kernel,
                 simple.rows,
+                _upload(_visits(simple, addressing.paged), self.device),
                 units,
                 addressing,
                 checksums,
@@ -139,13 +141,18 @@ class Bound:
         units, device = program.units, kernels.device
         found = np.stack([units.addresses(shard) for shard in shards])
         distances = found - found[:, :1]
+        paged = program.addressing.paged
         if program.addressing.common:
-            paged = program.addressing.paged
             distances = distances[paged.index(True) :][:1] if any(paged) else distances[:0]
         strides = [shard.row_stride if isinstance(shard, FlatShard) else 0 for shard in shards]
+        self._step = _step(found[paged.index(True)], program.symbols) or 0 if any(paged) else 0
         self._bases = _words(found[:, 0] - kernels.anchor.data_ptr(), device)
         self._strides = _words(np.array(strides, dtype=np.int64), device)
         self._table = _words(np.concatenate([distances, [units.block_stride], [units.slot_stride]]), device)
+        # What every launch is given first, and its addresses.
+        self._tables = (kernels.anchor, self._bases, self._strides, self._table, program.visits)
+        self._addresses = tuple(tensor.data_ptr() for tensor in self._tables)
+        self._weights = kernels.weights.data_ptr()
         self._unit_words = units.nbytes // WORD
         tile = kernels.tile
         self._slots = max(1, tile.words_of(program.symbols) // self._unit_words)
@@ -180,24 +187,34 @@ class Bound:
         tiles = slot_tiles * -(-columns // per_tile)
         sums = self._no_sums if sums is None else sums
         grid = min(tiles, programs or tiles)
-        arguments = (
-            self._kernels.anchor,
-            self._bases,
-            self._strides,
-            self._table,
+        # Triton compiles for how arguments are aligned; only these two change from call to call.
+        aligned = (index.data_ptr() | sums.data_ptr()) % ALIGNMENT == 0
+        if aligned and self._compiled is not None:
+            # By address: asking ten tensors for theirs takes as long as the launch.
+            self._compiled[(grid, 1, 1)](
+                *self._addresses,
+                index.data_ptr(),
+                self._weights,
+                sums.data_ptr(),
+                count,
+                columns,
+                per_tile,
+                self._step,
+                *self._constants.values(),
+            )
+            return
+        compiled = self._program.kernel[(grid,)](
+            *self._tables,
             index,
             self._kernels.weights,
             sums,
             count,
             columns,
             per_tile,
+            self._step,
+            **self._constants,
+            **self._program.options,
         )
-        # Triton compiles for how arguments are aligned; only these two change from call to call.
-        aligned = (index.data_ptr() | sums.data_ptr()) % ALIGNMENT == 0
-        if aligned and self._compiled is not None:
-            self._compiled[(grid, 1, 1)](*arguments, *self._constants.values())
-            return
-        compiled = self._program.kernel[(grid,)](*arguments, **self._constants, **self._program.options)
         if aligned:
             self._compiled = compiled  # nothing under the interpreter
 
@@ -207,11 +224,22 @@ class Bound:
         return max(1, min(self._kernels.tile.deepest, slot_tiles * columns // enough, columns))
 
 
-def _addressing(units: Units, shards: Sequence[Shard]) -> Addressing:
+def _addressing(units: Units, shards: Sequence[Shard], symbols: int) -> Addressing:
     paged = [shard for shard in shards if isinstance(shard, PagedShard)]
-    distances = [units.addresses(shard) - units.addresses(shard)[0] for shard in paged]
-    common = all(np.array_equal(each, distances[0]) for each in distances)
-    return Addressing(tuple(isinstance(shard, PagedShard) for shard in shards), common, units.uniform)
+    found = [units.addresses(shard) for shard in paged]
+    common = all(np.array_equal(each - each[0], found[0] - found[0][0]) for each in found)
+    even = common and units.uniform and bool(found) and _step(found[0], symbols) is not None
+    return Addressing(tuple(isinstance(shard, PagedShard) for shard in shards), common, units.uniform, even)
+
+
+def _visits(plan: Plan, paged: tuple[bool, ...]) -> NDArray[np.int32]:
+    return np.zeros(1, np.int32) if plan.array is None or plan.rows == 1 else row_diagonal.visits(plan, paged)
+
+
+def _step(addresses: NDArray[np.int64], symbols: int) -> int | None:
+    """Words from each symbol's units to the next one's, if that is always the same; None for a single symbol."""
+    steps = np.diff(addresses.reshape(symbols, -1), axis=0)
+    return int(steps[0, 0]) // WORD if symbols > 1 and (steps == steps[0, 0]).all() else None
 
 
 @lru_cache(maxsize=512)

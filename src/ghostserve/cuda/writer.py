@@ -1,6 +1,7 @@
 """Writes a kernel's source: the loops, the addresses and the checksums that all kernels have in common."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ghostserve.codes.base import Plan
@@ -10,8 +11,8 @@ __all__ = ["Addressing", "KernelWriter"]
 
 # SLOTS slots are worked on at a time, a column of units of each: WORDS words of every symbol.
 _HEAD = """\
-@triton.jit(do_not_specialize=["count", "columns", "per_tile"])
-def run_plan(anchor, bases, strides, table, index, weights, sums, count, columns, per_tile,
+@triton.jit(do_not_specialize=["count", "columns", "per_tile", "step"])
+def run_plan(anchor, bases, strides, table, visits, index, weights, sums, count, columns, per_tile, step,
              SYMBOLS: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr):
     words = tl.arange(0, WORDS)
     units = columns * SYMBOLS
@@ -33,35 +34,55 @@ class Addressing:
     """How a kernel finds a unit; the special cases spare it look-ups in its table.
 
     `paged[p]`: is the shard at position p paged, or flat (token-major)? `common`: in all paged shards the units lie at
-    the same distances from each other. `uniform`: all units have the same block and slot strides.
+    the same distances from each other. `uniform`: all units have the same block and slot strides. `even`: both, and it
+    is always as far from a symbol's units to those of the next one, which is the kernel's argument `step`.
     """
 
     paged: tuple[bool, ...]
     common: bool
     uniform: bool
+    even: bool = False
 
 
 class KernelWriter:
     """Collects the lines of what happens in one column of units; `source` puts the loops around them.
 
-    A place is where a shard is read or written: a symbol of the slot, at the same unit in all of them. The kernel's
-    table, in words: one row a position (one in all if `common`) with the distance of each unit from its position's
-    base, then the block strides and the slot strides of the units.
+    A place is where a shard is read or written. The kernel's table, in words: one row a position (one in all if
+    `common`) with the distance of each unit from its position's base, then the block strides and the slot strides of
+    the units.
+
+    Position-wise kernels look all shards up before the loop over columns and hash them until its end. Kernels with
+    several symbols a slot have no registers to spare for that: they `find` a shard each time they turn to it, and give
+    its sum away at once (`add_part`).
     """
 
     def __init__(self, plan: Plan, addressing: Addressing, *, checksums: bool) -> None:
         self.addressing, self.checksums = addressing, checksums
         self.positions = len(plan.inputs) + len(plan.outputs)
         self.num_inputs = len(plan.inputs)
+        self._one_symbol = plan.rows == 1
+        self._width = 1 << (self.positions - 1).bit_length()
         self._lines: list[str] = []
+        self._indent = ""
+        self._paged = False
 
     def add(self, *lines: str) -> None:
         """More lines."""
-        self._lines += lines
+        self._lines += [self._indent + line for line in lines]
 
-    def place(self, name: str, symbol: str) -> None:
-        """A place called `name`: `symbol` is the number of a symbol of the slot."""
-        self.add(f"unit_{name} = {symbol} * columns + column")
+    @contextmanager
+    def loop(self, head: str) -> Iterator[None]:
+        """What is added meanwhile is in a loop."""
+        self.add(f"{head}:")
+        self._indent += "    "
+        yield
+        self._indent = self._indent[4:]
+
+    # ---- one symbol a slot
+
+    def place(self, name: str) -> None:
+        """A place called `name`: the unit of this column."""
+        self.add(f"unit_{name} = column")
         if any(self.addressing.paged):
             if not self.addressing.uniform:
                 self.add(f"slots_{name} = {self._slots_at(f'unit_{name}')}")
@@ -81,26 +102,64 @@ class KernelWriter:
         self.add(f"tl.store({self._pointer(position, place)}, {value}, mask=live[:, None])")
         self._hash(position, value, place)
 
+    # ---- several symbols a slot
+
+    def begin_symbols(self, count: int) -> None:
+        """Symbol r's unit in this column, and its weights."""
+        even = self.addressing.even
+        for r in range(count):
+            self.add(f"unit{r} = {r} * columns + column")
+            if self.checksums:
+                self.add(f"m{r} = tl.load(weights + unit{r} * WORDS + words[None, :])")
+        if even:
+            self.add("apart = tl.load(table + column)")
+
+    def find(self, position: str, *, paged: bool) -> None:
+        """From here on symbols are those of the shard at `position`, an expression; `paged`: its kind."""
+        self._paged = paged
+        base = self._base("q", paged=paged)
+        self.add(f"q = {position}", f"base = {base}" + (" + apart" if paged and self.addressing.even else ""))
+
+    def load_symbol(self, symbol: int, *, mask: str = "") -> str:
+        """An expression: symbol `symbol`, or zeros where the expression `mask`, (SLOTS, 1), is false."""
+        return f"tl.load({self._symbol_at(symbol)}{f', mask={mask}, other=0' if mask else ''})"
+
+    def store_symbol(self, symbol: int, value: str) -> str:
+        """A statement."""
+        return f"tl.store({self._symbol_at(symbol)}, {value}, mask=live[:, None])"
+
+    def add_part(self, position: str, part: str) -> None:
+        """Add `part`, uint64 (SLOTS, anything), to the checksum of the shard at `position`, an expression."""
+        self.add(f"total += tl.where(shard == {position}, tl.sum({part}, 1)[:, None], 0).to(tl.int64)")
+
+    # ---- all
+
     def source(self) -> str:
         """The whole kernel, called `run_plan`."""
         lines = [_HEAD.rstrip()]
         if self.addressing.uniform:
             lines.append(f"        slots = {self._slots_at('0')}")
-        for p, paged in enumerate(self.addressing.paged):
-            base = f"tl.load(bases + {p})"
-            if not paged:
-                base += f" + row * tl.load(strides + {p})"
-            elif self.addressing.uniform:
-                base += " + slots"
-            lines.append(f"        base{p} = {base}")
+        if self._one_symbol:
+            paged = self.addressing.paged
+            lines += [f"        base{p} = {self._base(str(p), paged=paged[p])}" for p in range(self.positions)]
         if self.checksums:
+            lines.append(f"        shard = tl.arange(0, {self._width})[None, :]")
             empty = "tl.zeros([SLOTS, WORDS // GROUP], tl.uint64)"
-            lines += [f"        hash{p} = {empty}" for p in range(self.positions)]
+            if self._one_symbol:
+                lines += [f"        hash{p} = {empty}" for p in range(self.positions)]
+            else:
+                lines.append(f"        total = tl.zeros([SLOTS, {self._width}], tl.int64)")
         lines.append("        for column in range(first, tl.minimum(first + per_tile, columns)):")
         lines += [f"            {line}" for line in self._lines]
         if self.checksums:
             lines += [f"        {line}" for line in self._add_up()]
         return "\n".join(lines) + "\n"
+
+    def _base(self, position: str, *, paged: bool) -> str:
+        base = f"tl.load(bases + {position})"
+        if not paged:
+            return f"{base} + row * tl.load(strides + {position})"
+        return f"{base} + slots" if self.addressing.uniform else base
 
     def _slots_at(self, unit: str) -> str:
         rows = 1 if self.addressing.common else self.positions
@@ -120,14 +179,36 @@ class KernelWriter:
         self.add(f"at = tl.multiple_of({' + '.join(parts)}, 4)")
         return "anchor + at[:, None] + words[None, :]"
 
+    def _symbol_at(self, symbol: int) -> str:
+        unit, how = f"unit{symbol}", self.addressing
+        if not self._paged:
+            parts = [f"{unit} * WORDS"]
+        elif how.even:
+            parts = [f"{symbol} * step"]
+        else:
+            parts = [f"tl.load(table + {'' if how.common else 'q * units + '}{unit})"]
+            if not how.uniform:
+                parts.append(self._slots_at(unit))
+        self.add(f"at = tl.multiple_of(base + {' + '.join(parts)}, 4)")
+        return "anchor + at[:, None] + words[None, :]"
+
     def _hash(self, position: int, value: str, place: str) -> None:
         if self.checksums:
             self.add(f"hash{position} = hash_words({value}, m_{place}, hash{position}, WORDS, GROUP)")
 
     def _add_up(self) -> Iterator[str]:
-        """A tile's share of the checksums, of all shards in one atomic: threads exchange them only once."""
-        width = 1 << (self.positions - 1).bit_length()
-        names = [f"tl.sum(hash{min(p, self.positions - 1)}, 1)" for p in range(width)]  # the surplus is masked off
+        """A tile's share of the checksums, of all shards in one atomic."""
+        if self._one_symbol:
+            yield from self._join()
+        yield f"total += tl.where(first == 0, {SEED}, 0).to(tl.int64)"
+        yield f"to = sums + i[:, None] * {self.positions} + shard"
+        yield f'tl.atomic_add(to, total, mask=live[:, None] & (shard < {self.positions}), sem="relaxed")'
+
+    def _join(self) -> Iterator[str]:
+        """All shards' sums as one tensor, so that threads exchange them only once."""
+        names = [
+            f"tl.sum(hash{min(p, self.positions - 1)}, 1)" for p in range(self._width)
+        ]  # the surplus is masked off
         depth = 0
         while len(names) > 1:
             # What is joined last becomes the innermost axis, so position p is paired with p + half.
@@ -136,8 +217,4 @@ class KernelWriter:
                 yield f"join{depth}_{p} = tl.join({names[p]}, {names[p + half]})"
             names = [f"join{depth}_{p}" for p in range(half)]
             depth += 1
-        yield f"p = tl.arange(0, {width})"
-        yield f"total = tl.reshape({names[0]}, [SLOTS, {width}]).to(tl.int64)"
-        yield f"total += tl.where(first == 0, {SEED}, 0).to(tl.int64)"
-        yield f"to = sums + i[:, None] * {self.positions} + p[None, :]"
-        yield f'tl.atomic_add(to, total, mask=live[:, None] & (p < {self.positions})[None, :], sem="relaxed")'
+        yield f"total = tl.reshape({names[0]}, [SLOTS, {self._width}]).to(tl.int64)"

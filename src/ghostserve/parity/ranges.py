@@ -71,20 +71,23 @@ def merge(ranges: Iterable[SlotRange]) -> tuple[SlotRange, ...]:
     return tuple(merged)
 
 
-def tiles(ranges: Iterable[SlotRange], max_slots: int) -> Iterator[tuple[SlotRange, ...]]:
-    """Cut `ranges` into runs of exactly `max_slots` slots, the last one shorter; order is kept."""
+def tiles(ranges: Iterable[SlotRange], max_slots: int, first: int | None = None) -> Iterator[tuple[SlotRange, ...]]:
+    """Cut `ranges` into runs of exactly `max_slots` slots, the first of `first` if given, the last one shorter.
+
+    Order is kept. A run is cut when it is asked for.
+    """
     tile: list[SlotRange] = []
-    room = max_slots
+    room = max_slots if first is None else first
     for r in ranges:
-        start = r.start
-        while start < r.stop:
-            stop = min(r.stop, start + room)
-            tile.append(r.part(start, stop))
+        start, stop = r.start, r.stop
+        while stop - start > room:
+            tile.append(r.part(start, start + room))
+            start += room
+            yield tuple(tile)
+            tile, room = [], max_slots
+        if start < stop:
+            tile.append(r if start == r.start else r.part(start, stop))
             room -= stop - start
-            start = stop
-            if room == 0:
-                yield tuple(tile)
-                tile, room = [], max_slots
     if tile:
         yield tuple(tile)
 
