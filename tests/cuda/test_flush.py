@@ -1,5 +1,7 @@
 """Flushes on the device against the CPU's: the same bytes in the store, whatever is cut, late or fenced."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from host_kernels import HostKernels, SkippedKernels
@@ -59,10 +61,12 @@ def test_a_small_ring_takes_many_turns(make_world, kind, mode):
     assert stages[: turns + 2] == ["begin"] * turns + ["encoded", "committed"]
 
 
-def test_without_the_waits_between_streams_it_is_wrong(make_world):
+def test_with_the_kernels_on_another_stream_it_is_wrong(make_world):
     """The twin of all `lazy` cases: they do notice a copy that does not wait for its kernel."""
-    world = make_world("lazy", mode="ring", deaf=True)
-    world.flush()
+    world = make_world("lazy", mode="ring")
+    world.runtime.use = lambda stream: contextlib.nullcontext()
+    with contextlib.suppress(CudaError):  # checksums that nobody has taken yet
+        world.flush()
     assert not same_store(world)
 
 

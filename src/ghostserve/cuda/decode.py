@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ghostserve.codes import Plan
 from ghostserve.cuda.copying import COPY
-from ghostserve.cuda.flush import FlushMode, check_blocks, consecutive_runs
+from ghostserve.cuda.flush import FlushMode, check_blocks, consecutive_runs, fill_index
 from ghostserve.cuda.kernels import Bound, Kernels
 from ghostserve.cuda.payload import StorePayload
 from ghostserve.cuda.ring import Ring
@@ -203,9 +203,7 @@ class DecodeJob:
     def _launch(self, slots: SlotTable, frame: int, turn: int) -> NDArray[np.uint64]:
         engine, frames, count = self._engine, self._frames, len(slots)
         first = frame * frames.rows
-        index = frames.index[turn][:count]
-        index[:, 0], index[:, 1] = slots.block, slots.slot
-        index[:, 2] = slots.row if self._direct else np.arange(first, first + count)
+        fill_index(frames.index[turn], slots, None if self._direct else first)
         # On the copies' stream: on the other it would queue behind the parity of the next tiles.
         on_device, sums = frames.upload(turn, count, engine.copies)
         if self._fetches:

@@ -1,7 +1,7 @@
 """Flushing on the device: peers' shards are read in place, parity goes to the store, nothing waits for it."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from ghostserve.codes import Code
 from ghostserve.cuda.kernels import Bound, Kernels
 from ghostserve.cuda.payload import StorePayload
 from ghostserve.cuda.ring import TURNS, Ring
-from ghostserve.cuda.runtime import Event, Runtime
+from ghostserve.cuda.runtime import Event, Runtime, Stream
 from ghostserve.cuda.shards import FlatShard, PagedShard
 from ghostserve.errors import CudaError
 from ghostserve.parity.geometry import CacheLayout
@@ -20,7 +20,7 @@ from ghostserve.parity.ranges import SlotRange, tiles
 from ghostserve.parity.slots import SlotTable
 from ghostserve.parity.store import ParityStore
 
-__all__ = ["FlushMode", "Flusher", "check_blocks", "consecutive_runs", "warm_up"]
+__all__ = ["FlushMode", "Flusher", "check_blocks", "consecutive_runs", "fill_index", "warm_up"]
 
 FlushMode = Literal["ring", "zero-copy", "auto"]
 
@@ -36,6 +36,8 @@ ZERO_COPY_PROGRAMS = 16
 
 FIRST_SLOTS = 256
 """At most so many are in the first tile: until it is laid out and encoded, the link has nothing to do."""
+LAST_SLOTS = 64
+"""At most so many are in the last one: when the link is done, its records are still to be written."""
 
 
 @dataclass
@@ -50,9 +52,9 @@ class _Tile:
 class Flusher:
     """Encodes slots into the store's payload, which is registered with the device. Not thread-safe.
 
-    "ring": the kernel writes parity to a frame of the ring, the copy engine takes it to the store; the kernel of a
-    tile runs beside the copies of those before, and waits on the device for its frame. "zero-copy": the kernel writes
-    to the store itself.
+    "ring": the kernel writes parity to a frame of the ring, the copy engine takes it to the store. Every frame has a
+    stream: what is done to it comes one after the other, beside what is done to the others. "zero-copy": the kernel
+    writes to the store itself.
     """
 
     def __init__(
@@ -73,13 +75,11 @@ class Flusher:
         self._code, self._layout = code, layout
         shards = code.n + code.k
         self._in_ring, self._in_store = (ring.cut(row, shards, turns=TURNS) for row in (payload.row_bytes, 0))
-        self._compute, self._copies = runtime.stream(low_priority=True), runtime.stream()
+        self._streams = [runtime.stream(low_priority=True) for _ in range(self._in_ring.frames)]
         self._done = [runtime.event() for _ in range(TURNS)]
-        self._encoded = [runtime.event() for _ in range(self._in_ring.frames)]
-        self._emptied = [runtime.event() for _ in range(self._in_ring.frames)]
-        with runtime.use(self._compute):
+        with runtime.use(self._streams[0]):
             kernels.warm_up(code.encode_plan, [True] * code.n + [False] * code.k)
-        self._compute.synchronize()
+        self._streams[0].synchronize()
 
     def connect(self, shards: Sequence[PagedShard]) -> None:
         """From now on data shard i is read from `shards[i]`."""
@@ -101,21 +101,22 @@ class Flusher:
         frames = self._in_store if direct else self._in_ring
         pending: deque[_Tile] = deque()
         try:
-            with self._runtime.use(self._compute):
-                if after is not None:
-                    self._compute.wait_event(after)
-                # A tile is laid out while those before it are on their way: the link waits for Python only once.
-                for number, tile in enumerate(tiles(ranges, frames.rows, min(frames.rows, FIRST_SLOTS))):
-                    if len(pending) == frames.turns:
-                        self._finish(epoch, pending.popleft(), on_stage)
-                    on_stage("begin")
-                    pending.append(self._start(epoch, tile, number, direct))
-                while pending:
+            # A tile is laid out while those before it are on their way: the link waits for Python only once.
+            for number, tile in enumerate((tiles if direct else _tiles)(ranges, frames.rows)):
+                if len(pending) == frames.turns:
                     self._finish(epoch, pending.popleft(), on_stage)
+                on_stage("begin")
+                stream = self._streams[number % frames.frames]
+                if after is not None and number < frames.frames:
+                    stream.wait_event(after)
+                with self._runtime.use(stream):
+                    pending.append(self._start(epoch, tile, number, direct, stream))
+            while pending:
+                self._finish(epoch, pending.popleft(), on_stage)
         except BaseException:
             # A fenced rank reports its flushes as ended: no copy may reach the store after that.
-            self._compute.synchronize()
-            self._copies.synchronize()
+            for stream in self._streams:
+                stream.synchronize()
             raise
 
     def _writes_direct(self, ranges: Sequence[SlotRange]) -> bool:
@@ -128,30 +129,21 @@ class Flusher:
                 return False
         return True
 
-    def _start(self, epoch: int, ranges: Sequence[SlotRange], number: int, direct: bool) -> _Tile:
+    def _start(self, epoch: int, ranges: Sequence[SlotRange], number: int, direct: bool, stream: Stream) -> _Tile:
         frames = self._in_store if direct else self._in_ring
         # For the ring as they lie in the store, so that as few copies as possible move them.
         slots = self._store.table(ranges, by_row=not direct)
         check_blocks(slots.block, self._layout)
         frame, turn, rows = number % frames.frames, number % frames.turns, len(slots)
-        index = frames.index[turn][:rows]
-        index[:, 0], index[:, 1] = slots.block, slots.slot
-        index[:, 2] = slots.row if direct else np.arange(frame * frames.rows, frame * frames.rows + rows)
-        on_device, sums = frames.upload(turn, rows, self._compute)
+        fill_index(frames.index[turn], slots, None if direct else frame * frames.rows)
+        on_device, sums = frames.upload(turn, rows, stream)
         if direct:
             self._store.begin(epoch, slots)
-        elif number >= frames.frames:
-            self._compute.wait_event(self._emptied[frame])
         self._bound[direct].launch(on_device, rows, sums, programs=ZERO_COPY_PROGRAMS if direct else None)
-        stream = self._compute
         if not direct:
-            self._encoded[frame].record(stream)
-            stream = self._copies
-            stream.wait_event(self._encoded[frame])
             # From here on the payload of these slots is anybody's guess.
             self._store.begin(epoch, slots)
             self._payload.write(consecutive_runs(slots.row), frames.row_address(frame, 0), stream)
-            self._emptied[frame].record(stream)
         found = frames.download(turn, rows, stream)
         self._done[turn].record(stream)
         return _Tile(slots, found.reshape(rows, frames.sums), self._done[turn])
@@ -166,6 +158,15 @@ class Flusher:
         on_stage("committed")
 
 
+def _tiles(ranges: Sequence[SlotRange], rows: int) -> Iterator[Sequence[SlotRange]]:
+    """At most `rows` slots at a time, few of them first and last."""
+    body, left = len(ranges), LAST_SLOTS
+    while body > 1 and (left := left - ranges[body - 1].num_slots) >= 0:
+        body -= 1
+    yield from tiles(ranges[:body], rows, min(rows, FIRST_SLOTS))
+    yield from tiles(ranges[body:], rows)
+
+
 def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     """Where `rows`, int64 (S,), count on by one: (place of the first, its row, how many), for each run."""
     from ghostserve.parity.compiled import runs_loop  # brings numba, which takes half a second: only when used
@@ -173,6 +174,17 @@ def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     runs = np.empty((len(rows), 3), dtype=np.int64)
     count = runs_loop(rows, runs)
     return [(place, row, length) for place, row, length in runs[:count].tolist()]
+
+
+def fill_index(index: NDArray[np.int32], slots: SlotTable, first: int | None) -> None:
+    """Write what a kernel needs to know of `slots`, int32 (at least S, 3): block, slot, row in the payload.
+
+    `first`: the rows count on from it; None: they are those of the store.
+    """
+    from ghostserve.parity.compiled import index_loop
+
+    rows = slots.row if first is None else np.arange(first, first + len(slots))
+    index_loop(slots.block, slots.slot, rows, index)
 
 
 def check_blocks(blocks: NDArray[np.int64], layout: CacheLayout) -> None:
@@ -186,5 +198,7 @@ def check_blocks(blocks: NDArray[np.int64], layout: CacheLayout) -> None:
 
 def warm_up(store: ParityStore, layout: CacheLayout) -> None:
     """Compile the host's loops now (or load them from the cache), not in the first flush."""
-    consecutive_runs(store.table([]).row)
+    nothing = store.table([])
+    consecutive_runs(nothing.row)
+    fill_index(np.empty((0, 3), dtype=np.int32), nothing, 0)
     check_blocks(np.zeros(1, dtype=np.int64), layout)

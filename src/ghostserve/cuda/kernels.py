@@ -31,30 +31,34 @@ Shard = PagedShard | FlatShard
 class Tile:
     """What one thread block works on at a time: `words` 4-byte words of each shard, by `warps` warps.
 
-    `symbol_words`: so many of each symbol instead, of codes with several symbols a slot; `symbol_unit`: in units of at
-    most so many bytes. `deepest`: at most so many columns of units one after the other, before their checksums are
-    added up. `registers`: at most so many a thread, so that more threads are resident; None: what was measured to be
-    best.
+    `deepest`: at most so many columns of units one after the other, before their checksums are added up. `registers`:
+    at most so many a thread, so that more threads are resident; None: what was measured to be best. A code with several
+    symbols a slot has a warp for `symbol_words` of each of them: what is more than its threads have registers for.
     """
 
     words: int = 512
-    symbol_words: int = 128
-    symbol_unit: int = 128
     warps: int = 4
     deepest: int = 4
+    symbol_words: int = 32
     registers: int | None = None
 
     def words_of(self, symbols: int) -> int:
         """Words of each symbol, of a code with so many symbols a slot."""
         return self.words if symbols == 1 else self.symbol_words
 
+    def warps_of(self, symbols: int) -> int:
+        """Warps of a thread block. With one, threads exchange their sums without a barrier."""
+        return self.warps if symbols == 1 else 1
+
     def options(self, plan: Plan) -> dict[str, int]:
         """Triton's options for the kernel of `plan`."""
         registers = self.registers
-        if registers is None and len(plan.inputs) <= 10:
-            # Left to itself the compiler takes more than it needs. Many inputs do need them: no limit there.
-            registers = 128 if plan.rows > 1 else {1: 96, 2: 112}.get(len(plan.outputs), 128)
-        return {"num_warps": self.warps, **({} if registers is None else {"maxnreg": registers})}
+        # Left to itself the compiler takes more than it needs. Many inputs side by side do need them: no limit there.
+        if registers is None and plan.rows > 1:
+            registers = 128
+        elif registers is None and len(plan.inputs) <= 10:
+            registers = {1: 96, 2: 112}.get(len(plan.outputs), 128)
+        return {"num_warps": self.warps_of(plan.rows), **({} if registers is None else {"maxnreg": registers})}
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,7 @@ class Kernels:
 
     @cache  # noqa: B019 - a handful of entries, and they live as long as the kernels
     def _units(self, rows: int) -> Units:
-        largest = MAX_UNIT_BYTES if rows == 1 else self.tile.symbol_unit
-        return Units(self.layout, rows, max(ALIGNMENT, min(largest, self.tile.words_of(rows) * WORD)))
+        return Units(self.layout, rows, max(ALIGNMENT, min(MAX_UNIT_BYTES, self.tile.words_of(rows) * WORD)))
 
 
 class Bound:
@@ -157,7 +160,9 @@ class Bound:
         tile = kernels.tile
         self._slots = max(1, tile.words_of(program.symbols) // self._unit_words)
         # Words that a thread loads at a time, side by side.
-        self._group = max(1, min(ALIGNMENT // WORD, self._slots * self._unit_words // (32 * tile.warps)))
+        self._group = max(
+            1, min(ALIGNMENT // WORD, self._slots * self._unit_words // (32 * tile.warps_of(program.symbols)))
+        )
         # Without checksums the kernel never touches this.
         self._no_sums = torch.zeros(1, dtype=torch.int64, device=device)
         self._constants = {
@@ -219,7 +224,12 @@ class Bound:
             self._compiled = compiled  # nothing under the interpreter
 
     def _per_tile(self, slot_tiles: int, columns: int) -> int:
-        """As many columns a tile as leave enough tiles to fill the device some times over."""
+        """As many columns a tile as leave enough tiles to fill the device some times over.
+
+        One where a column is all symbols of a slot: neighbours are then read at the same time by other thread blocks.
+        """
+        if self._program.symbols > 1:
+            return 1
         enough = 8 * self._kernels.processors
         return max(1, min(self._kernels.tile.deepest, slot_tiles * columns // enough, columns))
 

@@ -69,7 +69,11 @@ class CudaRuntime:
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         if nbytes:
-            self.copy_many([(target, source, nbytes)], stream)
+            self._use_device()
+            returned = cudart.cudaMemcpyAsync(target, source, nbytes, _ANY_DIRECTION, _pointer(stream))
+            if int(returned[0]):
+                tried = f"copy {nbytes} bytes from {source:#x} to {target:#x} on {self._device}"
+                raise failed(returned[0], tried, _COPY_ADVICE)
 
     def copy_many(self, copies: Iterable[tuple[int, int, int]], stream: Stream) -> None:
         queue, wanted = _pointer(stream), list(copies)
@@ -84,8 +88,7 @@ class CudaRuntime:
             check(returned, tried, _COPY_ADVICE)
             return
         for target, source, nbytes in wanted:
-            tried = f"copy {nbytes} bytes from {source:#x} to {target:#x} on {self._device}"
-            check(cudart.cudaMemcpyAsync(target, source, nbytes, _ANY_DIRECTION, queue), tried, _COPY_ADVICE)
+            self.copy(target, source, nbytes, stream)
 
     def copy_rows(
         self, target: int, target_stride: int, source: int, source_stride: int, width: int, rows: int, stream: Stream

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 __all__ = [
     "committed_loop",
     "extremes_loop",
-    "first_outside_loop",
     "gather_loop",
+    "index_loop",
     "matches_loop",
+    "measure_loop",
     "runs_loop",
     "scatter_loop",
     "seal_loop",
@@ -63,30 +64,47 @@ def matches_loop(records: Words, rows: Index, shards: Index, sums: Words, matche
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def first_outside_loop(ranges: Index, num_parity_blocks: int, block_size: int) -> int:
-    """The first range that is no part of a store of that size, or whose block or generation has over 32 bits; or -1."""
+def measure_loop(ranges: Index, num_parity_blocks: int, block_size: int) -> tuple[int, int, bool]:
+    """How many slots, the first range that is no part of such a store (or -1), and do the rows ascend?
+
+    A block or generation of over 32 bits is outside, too.
+    """
+    slots, outside, last, ascend = 0, -1, -1, True
     for r in range(ranges.shape[0]):
+        first, start, stop = ranges[r, 2] * block_size, ranges[r, 3], ranges[r, 4]
+        inside = 0 <= ranges[r, 2] < num_parity_blocks and 0 <= start <= stop <= block_size
         for column in range(2):
-            if ranges[r, column] < 0 or ranges[r, column] >> 32:
-                return r
-        start, stop = ranges[r, 3], ranges[r, 4]
-        if not (0 <= ranges[r, 2] < num_parity_blocks and 0 <= start <= stop <= block_size):
-            return r
-    return -1
+            inside &= ranges[r, column] >= 0 and ranges[r, column] >> 32 == 0
+        if not inside and outside < 0:
+            outside = r
+        ascend &= first + start > last
+        last = first + stop - 1
+        slots += stop - start
+    return slots, outside, ascend
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def spread_loop(ranges: Index, block_size: int, block: Index, slot: Index, row: Index, identities: Words) -> None:
+def spread_loop(ranges: Index, block_size: int, table: Index) -> None:
+    """Fill `table`, int64 (4, S): block, slot, row and identity of every slot."""
     i = 0
     for r in range(ranges.shape[0]):
-        word = np.uint64(ranges[r, 1]) << np.uint64(32) | np.uint64(ranges[r, 0])
+        word = ranges[r, 1] << 32 | ranges[r, 0]
         first = ranges[r, 2] * block_size
         for at in range(ranges[r, 3], ranges[r, 4]):
-            block[i] = ranges[r, 0]
-            slot[i] = at
-            row[i] = first + at
-            identities[i] = word
+            table[0, i] = ranges[r, 0]
+            table[1, i] = at
+            table[2, i] = first + at
+            table[3, i] = word
             i += 1
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def index_loop(block: Index, slot: Index, row: Index, index: NDArray[np.int32]) -> None:
+    """Fill the first rows of `index`, int32 (at least S, 3)."""
+    for i in range(block.shape[0]):
+        index[i, 0] = block[i]
+        index[i, 1] = slot[i]
+        index[i, 2] = row[i]
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]

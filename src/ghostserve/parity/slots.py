@@ -34,24 +34,22 @@ class SlotTable:
         Raises `ValueError` for slots that a store of `geometry` does not have.
         """
         # Brings numba, which takes half a second: only when used.
-        from ghostserve.parity.compiled import first_outside_loop, spread_loop
+        from ghostserve.parity.compiled import measure_loop, spread_loop
 
         parts = chain.from_iterable(map(msgspec.structs.astuple, ranges))
         columns = np.fromiter(parts, dtype=np.int64, count=5 * len(ranges)).reshape(-1, 5)
-        outside = first_outside_loop(columns, geometry.num_parity_blocks, geometry.block_size)
+        slots, outside, ascend = measure_loop(columns, geometry.num_parity_blocks, geometry.block_size)
         if outside >= 0:
             wrong = ranges[outside]
             identity(wrong.block, wrong.generation)  # raises for parts of more than 32 bits
             raise ValueError(
                 f"{wrong} is outside a store of {geometry.num_parity_blocks} blocks of {geometry.block_size} slots"
             )
-        if by_row:
+        if by_row and not ascend:
             columns = columns[np.argsort(columns[:, 2] * geometry.block_size + columns[:, 3], kind="stable")]
-        slots = int((columns[:, 4] - columns[:, 3]).sum())
-        block, slot, row = (np.empty(slots, dtype=np.int64) for _ in range(3))
-        words = np.empty(slots, dtype=np.uint64)
-        spread_loop(columns, geometry.block_size, block, slot, row, words)
-        return cls(block, slot, row, words)
+        table = np.empty((4, slots), dtype=np.int64)
+        spread_loop(columns, geometry.block_size, table)
+        return cls(table[0], table[1], table[2], table[3].view(np.uint64))
 
     def __len__(self) -> int:
         return len(self.row)
