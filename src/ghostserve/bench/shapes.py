@@ -21,6 +21,7 @@ __all__ = ["SHAPES", "Shape", "make_checkpoint", "shape_checkpoint"]
 _SEED = 20_26
 _FILE_BYTES = 2 << 30
 _STD = 0.02
+_POOL = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,13 @@ def make_checkpoint(folder: Path, shape: Shape, progress: Callable[[str], None] 
         raise ConfigError(
             f"{folder} has {format_bytes(free)} free, the checkpoint needs {format_bytes(total)}: set TMPDIR"
         )
-    generator = torch.Generator().manual_seed(_SEED)
+    # Drawn once and repeated: 16 GB of fresh normals would take minutes.
+    pool = torch.randn(_POOL, generator=torch.Generator().manual_seed(_SEED)).mul_(_STD).to(getattr(torch, shape.dtype))
     index: dict[str, str] = {}
     part: dict[str, torch.Tensor] = {}
     size = number = 0
     for position, (name, parameter) in enumerate(wanted.items(), 1):
-        part[name] = _draw(parameter, generator)
+        part[name] = _draw(parameter, pool, position)
         size += parameter.numel() * parameter.element_size()
         if size >= _FILE_BYTES or position == len(wanted):
             number += 1
@@ -114,11 +116,14 @@ def make_checkpoint(folder: Path, shape: Shape, progress: Callable[[str], None] 
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
 
 
-def _draw(parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _draw(parameter: torch.Tensor, pool: torch.Tensor, number: int) -> torch.Tensor:
+    """Values of the checkpoint's `number`-th parameter, from a pool of normals that each begins elsewhere in."""
     if parameter.dim() == 1:  # a norm's scale
         return torch.ones(parameter.shape, dtype=parameter.dtype)
-    # Drawn once and repeated, each copy shifted by a prime: 16 GB of fresh normals would take minutes.
-    count = parameter.numel()
-    base = (torch.randn(min(count, 1 << 22), generator=generator) * _STD).to(parameter.dtype)
-    repeats = -(-count // base.numel())
-    return torch.cat([base.roll(7919 * i) for i in range(repeats)])[:count].view(parameter.shape).clone()
+    drawn = torch.empty(parameter.numel(), dtype=parameter.dtype)
+    done, at = 0, number * 7919 % len(pool)
+    while done < len(drawn):
+        part = pool[at : at + len(drawn) - done]
+        drawn[done : done + len(part)] = part
+        done, at = done + len(part), (at + 7919) % 104729  # not the same period after period
+    return drawn.view(parameter.shape)

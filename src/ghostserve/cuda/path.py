@@ -52,10 +52,11 @@ class CudaDataPath:
         kernels: Kernels | None = None,
         mode: FlushMode = "auto",
         ring_bytes: int = MAX_RING_BYTES,
+        payload: StorePayload | None = None,
     ) -> None:
         """Pins the store's payload, takes the ring, compiles the encode kernel.
 
-        `backend`: for slots that fail their checksums in a rebuild. `kernels`: None makes them. `mode`: see
+        `payload`: pinned already, by whoever closes it. `backend`: for slots that fail their checksums in a rebuild. `kernels`: None makes them. `mode`: see
         `Flusher`; it holds for rebuilds as well. Raises
         `UnsupportedCodeError` for a code or layout that the kernels don't serve, `CudaError` where the device refuses
         memory.
@@ -69,8 +70,9 @@ class CudaDataPath:
         paging.warm_up()
         warm_up(store, layout)
         with ExitStack() as stack:
-            payload = StorePayload(runtime, store)
-            stack.callback(payload.close)
+            if payload is None:
+                payload = StorePayload(runtime, store)
+                stack.callback(payload.close)
             ring = Ring(runtime, ring_bytes)
             stack.callback(ring.close)
             # One for both threads that launch: the lock keeps them apart.

@@ -1,7 +1,6 @@
 """CUDA as the data path needs it: few calls, addresses as ints, every failure an exception with numbers."""
 
 import os
-import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -36,7 +35,6 @@ class CudaRuntime:
             )
         self._device = torch.device("cuda", index)
         self._index: int = index
-        self._threads = threading.local()
         # Before CUDA 13 the call for many copies has another form.
         self._batches = result(cudart.cudaRuntimeGetVersion(), "read the version of cuda-bindings") >= 13000
         self._mappings = ipc.Mappings(self._map, self._unmap, ipc.this_process())
@@ -243,10 +241,10 @@ class CudaRuntime:
         Without it a call from a fresh thread would quietly make a context on device 0. It stays the thread's device:
         setting it back after each call would cost more than the call.
         """
-        if torch.cuda.current_device() != self._index or not getattr(self._threads, "told", False):
+        # The bindings remember a device of their own: torch's streams switch only torch's.
+        if torch.cuda.current_device() != self._index or cudart.cudaGetDevice()[1] != self._index:
             torch.cuda.set_device(self._device)
             check(cudart.cudaSetDevice(self._index), f"use {self._device}", _VERSION_ADVICE)
-            self._threads.told = True
 
 
 _COPY_ADVICE = "both sides must be device memory, an open mapping, or within one registered host range"

@@ -2,18 +2,19 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from ghostserve.codes import Code
 from ghostserve.cuda.host import RegisteredRegion
 from ghostserve.cuda.path import CudaDataPath
-from ghostserve.cuda.runtime import CudaRuntime
+from ghostserve.cuda.payload import StorePayload
+from ghostserve.cuda.runtime import CudaRuntime, Stream
 from ghostserve.cuda.staged import StagedDataPath
 from ghostserve.engine import varlen
 from ghostserve.engine.caches import DeviceCaches
 from ghostserve.engine.communicator import Communicator
-from ghostserve.engine.datapath import DataPath
 from ghostserve.engine.dryrun import rehearse
 from ghostserve.engine.hardware import Hardware
 from ghostserve.engine.launch import WorkerConfig
@@ -28,16 +29,30 @@ __all__ = ["CudaHardware"]
 log = logging.getLogger("ghostserve.engine")
 
 
+@dataclass
+class _Site:
+    """A GPU that this process has its libraries, kernels and, where parity is kept, a data path on."""
+
+    runtime: CudaRuntime
+    stream: Stream
+    attention: str
+    path: CudaDataPath | StagedDataPath | None = None
+
+
 class CudaHardware(Hardware):
-    """`prepare` takes the device where all ranks share one; else the device is known only with the rank."""
+    """`prepare` takes the device where all ranks share one; else the device is known only with the rank.
+
+    Then a standby makes itself at home on all of them (`warm_up`): whatever rank is lost, it need not begin with a
+    context. That costs each GPU what a context and a ring take.
+    """
 
     def __init__(self, config: WorkerConfig) -> None:
         super().__init__(config)
-        self._runtime: CudaRuntime | None = None
+        self._sites: dict[int, _Site] = {}
+        self._site: _Site | None = None
         self._caches: DeviceCaches | None = None
         self._rank = -1
-        self._ipc: CudaDataPath | None = None
-        self._staged: StagedDataPath | None = None
+        self._payload: StorePayload | None = None
         self._mirrors: list[SharedRegion] = []
         if config.data_path == "cuda-staged":
             size = StagedDataPath.mirror_bytes(config.spec.cache_layout)
@@ -48,27 +63,52 @@ class CudaHardware(Hardware):
 
     def prepare(self, model: ShardedModel, communicator: Communicator) -> None:
         """Context, streams, libraries, kernels, the parity store pinned, and the weights that are there already."""
+        _deterministic()
         if len(set(self.config.devices)) == 1:
-            self._start(self.config.devices[0], model, communicator)
+            self._settle(self.config.devices[0], model, communicator)
+            self._pin_weights()
+
+    @property
+    def waits_warm(self) -> bool:
+        return len(set(self.config.devices)) > 1
+
+    def warm_up(self, model: ShardedModel, communicator: Communicator) -> None:
+        """Everything but the weights, on every GPU that a rank lives on."""
+        for index in dict.fromkeys(self.config.devices):
+            try:
+                self._settle(index, model, communicator)
+            except (CudaError, torch.OutOfMemoryError) as error:  # beside ranks that fill it: only slower later
+                log.warning("a standby can't prepare on GPU %d: %s", index, error)
+        self._pin_weights()
 
     def load(self, model: ShardedModel, rank: int, communicator: Communicator) -> int:
         self._rank = rank
-        if self._runtime is None:
-            self._start(self.config.devices[rank], model, communicator)
-        assert self._runtime is not None
-        return model.load(rank, self._runtime.device, self._weights)
+        index = self.config.devices[rank]
+        if index not in self._sites:
+            self._settle(index, model, communicator)
+        self._site = site = self._sites[index]
+        torch.cuda.set_device(index)
+        torch.cuda.set_stream(site.stream)  # type: ignore[arg-type]
+        for other in self._sites.values():
+            if other is not site and other.path is not None:
+                other.path.close()
+        self._sites = {index: site}
+        torch.cuda.empty_cache()
+        self.attention, self.path = site.attention, site.path
+        return model.load(rank, site.runtime.device, self._weights)
 
     def join(self) -> bytes:
         """See `Hardware.join`; raises `DeviceMemoryError` if the GPU has no room, `PeerAccessError` without IPC."""
-        assert self._runtime is not None
+        assert self._site is not None
+        path = self._site.path
         if self._caches is None:
-            self._caches = DeviceCaches(self._runtime, self.config.spec.cache_layout.total_bytes)
-            if self._staged is not None:
-                self._staged.connect(self._rank, self._caches.own)
-        if self._ipc is None:
+            self._caches = DeviceCaches(self._site.runtime, self.config.spec.cache_layout.total_bytes)
+            if isinstance(path, StagedDataPath):
+                path.connect(self._rank, self._caches.own)
+        if not isinstance(path, CudaDataPath):
             return b""
         if self.config.spec.tensor_parallel_size == 1:  # nobody to share with, so CUDA need not be able to
-            self._ipc.connect(self._rank, [self._caches.own])
+            path.connect(self._rank, [self._caches.own])
             return b""
         return self._caches.own.handle
 
@@ -79,38 +119,49 @@ class CudaHardware(Hardware):
     def attach(self, handles: Sequence[bytes]) -> None:
         """See `Hardware.attach`; raises `PeerAccessError` for a peer that has died since."""
         assert self._caches is not None
-        assert self._ipc is not None
-        self._ipc.connect(self._rank, self._caches.attach(self._rank, handles))
+        assert self._site is not None
+        assert isinstance(self._site.path, CudaDataPath)
+        self._site.path.connect(self._rank, self._caches.attach(self._rank, handles))
 
     def release(self) -> None:
-        if self._runtime is not None:
-            self._runtime.current_stream().synchronize()
+        if self._site is not None:
+            self._site.runtime.current_stream().synchronize()
         if self._caches is not None:
             self._caches.release()
 
-    # ---- the device
+    # ---- the devices
 
-    def _start(self, index: int, model: ShardedModel, communicator: Communicator) -> None:
+    def _settle(self, index: int, model: ShardedModel, communicator: Communicator) -> None:
+        """Be ready to be a rank on the GPU `index`."""
         torch.cuda.set_device(index)
-        self._runtime = runtime = CudaRuntime(index)
+        runtime = CudaRuntime(index)
         # A stream above the flushes' one: they yield to it.
-        torch.cuda.set_stream(runtime.stream())  # type: ignore[arg-type]
-        _deterministic()
-        self.attention = self._choose_attention(runtime.device)
-        communicator.warm_up()
+        stream = runtime.stream()
+        torch.cuda.set_stream(stream)  # type: ignore[arg-type]
+        if not self._sites:
+            communicator.warm_up()
+        site = _Site(runtime, stream, self._choose_attention(runtime.device))
         try:
-            rehearse(model, communicator, runtime.device, self.attention)
+            rehearse(model, communicator, runtime.device, site.attention)
         except torch.OutOfMemoryError as error:  # a standby beside ranks that fill the GPU: only slower later
             log.warning("no room on %s to load the model's kernels in advance: %s", runtime.device, error)
         if self.store is not None and self.code is not None:
-            self.path = self._make_path(runtime, self.store, self.code)
-        if self._weights is not None:
-            self._weights.pin(runtime)
+            site.path = self._make_path(index, runtime, self.store, self.code)
+        self._sites[index] = site
 
-    def _make_path(self, runtime: CudaRuntime, store: ParityStore, code: Code) -> DataPath:
+    def _pin_weights(self) -> None:
+        """For all devices at once, by any of them."""
+        if self._weights is not None and self._sites:
+            self._weights.pin(next(iter(self._sites.values())).runtime)
+
+    def _make_path(
+        self, index: int, runtime: CudaRuntime, store: ParityStore, code: Code
+    ) -> CudaDataPath | StagedDataPath | None:
         spec, layout = self.config.spec, self.config.spec.cache_layout
         if self.config.data_path == "cuda-staged":
-            self._staged = StagedDataPath(
+            if self._rank < 0 and self.waits_warm:
+                return None  # its mirrors are pinned for one device
+            return StagedDataPath(
                 runtime=runtime,
                 store=store,
                 code=code,
@@ -118,13 +169,20 @@ class CudaHardware(Hardware):
                 shard_map=spec.shard_map,
                 mirrors=self._mirrors,
             )
-            return self._staged
-        self._ipc = path = CudaDataPath(
-            runtime=runtime, store=store, code=code, layout=layout, shard_map=spec.shard_map
+        if self._payload is None:
+            self._payload = StorePayload(runtime, store)
+        path = CudaDataPath(
+            runtime=runtime,
+            store=store,
+            code=code,
+            layout=layout,
+            shard_map=spec.shard_map,
+            payload=self._payload,
         )
         # The loss of any one rank, which is what mostly happens; other patterns are compiled when they do.
-        for rank in range(spec.tensor_parallel_size) if self._rank < 0 else (self._rank,):
-            path.warm_up((rank,), (rank,))
+        for rank, home in enumerate(self.config.devices):
+            if home == index and self._rank in (-1, rank):
+                path.warm_up((rank,), (rank,))
         return path
 
     def _choose_attention(self, device: torch.device) -> str:

@@ -30,7 +30,7 @@ def make_hardware(config: WorkerConfig) -> "Hardware":
 
 
 class Hardware(ABC):
-    """Goes through `prepare` (no rank yet), `load`, then for each epoch `join`, `attach`, and `release` at its end.
+    """Goes through `prepare` (no rank yet), as a standby `warm_up`, `load`, then for each epoch `join`, `attach`, and `release` at its end.
 
     `store` and `path` are None without parity. Everything is called on the worker's main thread.
     """
@@ -52,6 +52,15 @@ class Hardware(ABC):
 
     def prepare(self, model: ShardedModel, communicator: Communicator) -> None:
         """Whatever can be done before the rank is known: what a standby has behind it is not in a client's pause."""
+        return
+
+    @property
+    def waits_warm(self) -> bool:
+        """Is there more that a standby can do while it waits, in `warm_up`?"""
+        return False
+
+    def warm_up(self, model: ShardedModel, communicator: Communicator) -> None:
+        """What only a standby has the time for: a worker that begins as a rank gets no call."""
         return
 
     @abstractmethod

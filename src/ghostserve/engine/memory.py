@@ -14,6 +14,7 @@ from ghostserve.engine.modelspec import ModelSpec
 from ghostserve.engine.placement import CPU, Placement
 from ghostserve.engine.weights import create_regions
 from ghostserve.errors import ConfigError, MemoryBudgetError
+from ghostserve.parity import records
 from ghostserve.parity.geometry import CacheLayout, StoreGeometry
 from ghostserve.parity.limits import available_memory, format_bytes
 from ghostserve.parity.memory import SharedRegion
@@ -58,6 +59,7 @@ class EngineMemory:
                 self.arenas.append(SharedRegion.create(f"ghostserve-kv-{rank}", size))
             if geometry is not None:
                 self.store = strategy.create(geometry, config.protect_folder)
+                records.warm_up()  # the first recovery asks what is committed: clients wait for the answer
             if placement.device == "cuda" and config.pin_weights:
                 self._keep_weights(spec, reserved=needed)
         except BaseException:

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -37,6 +38,7 @@ __all__ = ["Worker", "main"]
 
 _PR_SET_PDEATHSIG = 1
 _DRAIN_SECONDS = 30.0
+_STANDBY_SECONDS = 1.0
 
 
 class Worker:
@@ -63,9 +65,18 @@ class Worker:
         """Serve until told to stop, until the coordinator is gone, or until this worker itself is broken."""
         threading.Thread(target=self._receive, name="receiver", daemon=True).start()
         self._channel.send(msg.Hello(os.getpid()))
+        if self._hardware.waits_warm and self._is_standby():
+            self._hardware.warm_up(self._model, self._communicator)
         while not isinstance(message := self._next(), msg.Shutdown):
             self._handle(message)
         self._communicator.unbind()
+
+    def _is_standby(self) -> bool:
+        """Who is to begin as a rank is told so at once."""
+        deadline = time.monotonic() + _STANDBY_SECONDS
+        while self._inbox.empty() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self._inbox.empty()
 
     def _next(self) -> msg.ToWorker:
         self._idle = True
