@@ -56,10 +56,9 @@ class CudaDataPath:
     ) -> None:
         """Pins the store's payload, takes the ring, compiles the encode kernel.
 
-        `payload`: pinned already, by whoever closes it. `backend`: for slots that fail their checksums in a rebuild. `kernels`: None makes them. `mode`: see
-        `Flusher`; it holds for rebuilds as well. Raises
-        `UnsupportedCodeError` for a code or layout that the kernels don't serve, `CudaError` where the device refuses
-        memory.
+        `payload`: pinned already, by whoever closes it. `backend`: for slots that fail their checksums in a rebuild.
+        `kernels`: None makes them. `mode`: see `Flusher`; it holds for rebuilds as well. Raises `UnsupportedCodeError`
+        for a code or layout that the kernels don't serve, `CudaError` where the device refuses memory.
         """
         self._runtime, self._store, self._code = runtime, store, code
         self._layout, self._shard_map = layout, shard_map

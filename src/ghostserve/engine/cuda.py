@@ -94,6 +94,8 @@ class CudaHardware(Hardware):
                 other.path.close()
         self._sites = {index: site}
         torch.cuda.empty_cache()
+        if site.path is None and self.store is not None and self.code is not None:
+            site.path = self._make_path(index, site.runtime, self.store, self.code)
         self.attention, self.path = site.attention, site.path
         return model.load(rank, site.runtime.device, self._weights)
 

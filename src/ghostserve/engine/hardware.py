@@ -30,7 +30,8 @@ def make_hardware(config: WorkerConfig) -> "Hardware":
 
 
 class Hardware(ABC):
-    """Goes through `prepare` (no rank yet), as a standby `warm_up`, `load`, then for each epoch `join`, `attach`, and `release` at its end.
+    """Goes through `prepare` (no rank yet), as a standby `warm_up`, `load`, then for each epoch `join`, `attach`, and
+    `release` at its end.
 
     `store` and `path` are None without parity. Everything is called on the worker's main thread.
     """
