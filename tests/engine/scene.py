@@ -30,7 +30,10 @@ import pytest
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.coordinator import Options
 from ghostserve.engine.engine import Engine
+from ghostserve.engine.launch import nursery
 from ghostserve.engine.messages import StepPlan
+from ghostserve.engine.modelspec import inspect_checkpoint
+from ghostserve.engine.placement import place
 from ghostserve.engine.rerun import Rerun, Undisturbed
 from ghostserve.engine.serving import LoggedStep
 from ghostserve.errors import GhostServeError
@@ -39,7 +42,19 @@ from ghostserve.status import RecoveryRecord
 from ghostserve.workers.failpoints import ENVIRONMENT
 from ghostserve.workers.rendezvous import host_rendezvous
 
-__all__ = ["Scene", "Stage", "Stream", "anything", "decoding", "phase", "prefilling", "replaying", "resumed", "running"]
+__all__ = [
+    "Scene",
+    "Stage",
+    "Stream",
+    "anything",
+    "decoding",
+    "phase",
+    "prefilling",
+    "replaying",
+    "resumed",
+    "running",
+    "start_nursery",
+]
 
 PATIENCE = {"cpu": 45.0, "cuda": 150.0}
 """Seconds, by device: a standby on CUDA also needs its context, NCCL and compiled kernels."""
@@ -372,11 +387,12 @@ class Scene:
 def running(folder: Path, *, skip_rebuild: bool = False, **settings: object) -> Iterator[Stage]:
     """An engine for several scenes, with its failpoints in `folder`. When it has stopped, nothing is left of it."""
     host_rendezvous()  # what a process's first one takes for good, such as libuv's signal pipe, is no leak
+    config = EngineConfig(**DEFAULTS | settings)
+    start_nursery(config)
     owned = possessions()
     folder.mkdir(parents=True, exist_ok=True)
     before = os.environ.get(ENVIRONMENT)
     os.environ[ENVIRONMENT] = str(folder)
-    config = EngineConfig(**DEFAULTS | settings)
     try:
         stage = Stage(config, folder, skip_rebuild=skip_rebuild)
         try:
@@ -394,10 +410,20 @@ def running(folder: Path, *, skip_rebuild: bool = False, **settings: object) -> 
     assert not left, f"left behind: {sorted(left.elements())}"
 
 
+def start_nursery(config: EngineConfig) -> None:
+    """It comes with a process's first engine and stays: one child that is no leak."""
+    placement = place(config, inspect_checkpoint(config))
+    assert nursery(placement.device, placement.environment).pid
+
+
 def possessions() -> Counter[str]:
     """What this process holds that could leak: children, descriptors, threads, shared-memory files."""
     me = psutil.Process()
-    found = Counter(f"child {child.pid} {child.status()}" for child in me.children(recursive=True))
+    first = nursery().pid  # it may be a new one, but it is one
+    found = Counter(
+        "child nursery" if child.pid == first else f"child {child.pid} {child.status()}"
+        for child in me.children(recursive=True)
+    )
     for file in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the listing's own descriptor
             found[f"descriptor {re.sub('[0-9]+', 'N', os.readlink(file))}"] += 1

@@ -20,6 +20,7 @@ from ghostserve.errors import (
     UnsupportedCodeError,
     UnsupportedModelError,
 )
+from ghostserve.workers.nursery import Nursery
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,7 @@ def no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(Nursery, "start", refuse)
 
 
 @pytest.fixture

@@ -5,14 +5,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
-from scene import decoding, possessions, running
+from scene import decoding, possessions, running, start_nursery
+
+from ghostserve.engine.config import EngineConfig
 
 DEATHS = 10
 
 
 def test_ten_kills_leave_nothing_behind(llama_4: str, tmp_path: Path) -> None:
     shared_memory = sorted(os.listdir("/dev/shm"))
-    others = children(possessions())  # such as Python's resource tracker, where another test has needed it
+    start_nursery(EngineConfig(model=llama_4, device="cpu"))
+    others = children(possessions())  # the nursery, and such as Python's resource tracker, where it was needed
     with running(tmp_path / "points", model=llama_4, tensor_parallel_size=2, parity="rs:1") as stage:
         scene = stage.scene(standbys=2)
         settled = possessions()

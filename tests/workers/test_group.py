@@ -2,65 +2,34 @@
 
 import errno
 import os
-import resource
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import psutil
 import pytest
+from open_files import room_for
 
 from ghostserve.workers.group import Exited, WorkerGroup
 from ghostserve.workers.messages import Hello, Shutdown
+from ghostserve.workers.started import Watched
 
 
-class Sleeper:
+def sleeper(channel: socket.socket) -> Watched:
     """A process that does nothing until it is killed."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        command = [sys.executable, "-c", "import time; time.sleep(60)"]
-        self._popen = subprocess.Popen(command, pass_fds=[channel.fileno()])
-        self.pid = self._popen.pid
-
-    def kill(self) -> None:
-        self._popen.kill()
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        try:
-            return self._popen.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return None
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    process = subprocess.Popen(command, pass_fds=[channel.fileno()])
+    return Watched(process.pid, process.kill, process.wait)
 
 
 @pytest.fixture
 def group() -> Iterator[WorkerGroup[Hello]]:
-    group = WorkerGroup[Hello](Sleeper, Hello, Shutdown())
+    group = WorkerGroup[Hello](sleeper, Hello, Shutdown())
     yield group
     for worker in group.workers:
         group.kill(worker)
     group.close()
-
-
-@contextmanager
-def room_for(more: int) -> Iterator[None]:
-    """This process may open so many more files, and no others."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    first = os.open("/dev/null", os.O_RDONLY)  # the lowest number that is free
-    held = []
-    try:
-        while (number := os.open("/dev/null", os.O_RDONLY)) < first + 200:  # no gaps below the limit
-            held.append(number)
-        os.close(number)
-        for _ in range(more):
-            os.close(held.pop())
-        resource.setrlimit(resource.RLIMIT_NOFILE, (number, before[1]))
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        for number in [first, *held]:
-            os.close(number)
 
 
 @pytest.mark.parametrize("more", [0, 1, 2, 3])

@@ -10,6 +10,7 @@ from ghostserve.bench.workload import Stream, run_streams
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.coordinator import Options
 from ghostserve.engine.engine import Engine
+from ghostserve.engine.launch import nursery
 from ghostserve.engine.rerun import rerun
 from ghostserve.errors import GhostServeError
 from ghostserve.status import RecoveryRecord
@@ -33,9 +34,9 @@ def bench_pause(
 ) -> list[PauseFigure]:
     """Three ways in one run. The first two are checked bit by bit against an undisturbed run of the same schedule.
 
-    Restart is today's way: the engine is started again and every request is sent again; a stream has its next token
-    when it has got back to where it was. `config(standbys=...)` and `config(parity="none", standbys=0)` give the
-    settings. `quick`: only the first way.
+    Restart is today's way: the engine is started again, imports and all, and every request is sent again; a stream has
+    its next token when it has got back to where it was. `config(standbys=...)` and `config(parity="none", standbys=0)`
+    give the settings. `quick`: only the first way.
     """
     figures = []
     ways = ((1, "recovery with a standby"), (0, "recovery without a standby"))
@@ -106,6 +107,7 @@ def _restart(config: EngineConfig, progress: Callable[[str], None]) -> float:
             )
         except GhostServeError:
             progress("restarting")
+    nursery(engine.placement.device, engine.placement.environment).close()  # a restarted server would have none
     done = killed.counts
     with Engine(config) as engine:
         streams = run_streams(engine, count=_STREAMS, prompt_tokens=_PROMPT, max_tokens=max(done) + 1, name="again")

@@ -2,25 +2,25 @@
 
 import os
 import socket
-import subprocess
-import sys
-import tempfile
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from types import MappingProxyType
 
 import msgspec
 
 from ghostserve.engine import messages as msg
 from ghostserve.engine.modelspec import ModelSpec
 from ghostserve.workers.group import WorkerGroup
+from ghostserve.workers.nursery import Child, Nursery
 
-__all__ = ["WorkerConfig", "make_group"]
+__all__ = ["WorkerConfig", "make_group", "nursery"]
 
 # gloo's own connections stay on this machine; what torch logs in C++ about a lost peer is no news here.
 _ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "FATAL"}
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Descriptors are those of the worker's own process: inherited, never reopened by name."""
+    """Descriptors are those of the process that has it: a worker inherits its own, and reopens none by name."""
 
     spec: ModelSpec
     protect: str
@@ -42,46 +42,56 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     skip_rebuild: bool = False
     """Sabotage for the proof that a comparison can fail: the newcomer keeps its poisoned KV."""
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """All of them, in the order in which a worker gets them."""
+        return (*self.arena_fds, *self.store_fds, *self.weight_fds)
+
+    def received(self, descriptors: Sequence[int]) -> "WorkerConfig":
+        """The same in a process that got `descriptors` under other numbers."""
+        numbers = dict(zip(self.descriptors, descriptors, strict=True))
+
+        def new(old: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(numbers[number] for number in old)
+
+        return msgspec.structs.replace(
+            self, arena_fds=new(self.arena_fds), store_fds=new(self.store_fds), weight_fds=new(self.weight_fds)
+        )
+
     @staticmethod
     def threads_for(world_size: int) -> int:
         """Compute threads of each of `world_size` workers that share this machine's cores."""
         return max(1, len(os.sched_getaffinity(0)) // world_size)
 
 
-class _Popened:
-    """A started process, as `WorkerGroup` takes it."""
+def nursery(device: str = "cpu", environment: Mapping[str, str] = MappingProxyType({})) -> Nursery:
+    """This process's nursery of workers on `device`; all engines that ask for the same share it.
 
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
-        self._popen = popen
-        self.pid = popen.pid
-
-    def kill(self) -> None:
-        self._popen.kill()
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        try:
-            return self._popen.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return None
+    `environment`: what these workers are started with beside their parent's.
+    """
+    return _nursery(device, tuple(sorted(environment.items())))
 
 
-def _launch(config: WorkerConfig, channel: socket.socket) -> _Popened:
-    """Start one worker that talks through `channel`; it inherits that and the descriptors that `config` names."""
-    with tempfile.TemporaryFile() as file:
-        file.write(msgspec.msgpack.encode(config))
-        file.seek(0)
-        fds = [channel.fileno(), file.fileno()]
-        return _Popened(
-            subprocess.Popen(
-                [sys.executable, "-m", "ghostserve.engine.worker", *map(str, fds), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[*fds, *config.arena_fds, *config.weight_fds, *config.store_fds],
-                env={**os.environ, **_ENVIRONMENT, **config.environment, "OMP_NUM_THREADS": str(config.threads)},
-                process_group=0,  # a Ctrl-C at the terminal is the coordinator's to handle, also while this one imports
-            )
-        )
+@cache
+def _nursery(device: str, environment: tuple[tuple[str, str], ...]) -> Nursery:
+    # A library that makes its threads when it is loaded must not: workers set how many they have.
+    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    prepare = f"ghostserve.engine.prepared:prepare_{device}"
+    return Nursery("ghostserve.engine.worker:main", prepare, {**_ENVIRONMENT, **dict(environment), **single})
 
 
 def make_group(config: WorkerConfig) -> WorkerGroup[msg.FromWorker]:
     """The engine's workers, none of them started yet."""
-    return WorkerGroup(partial(_launch, config), msg.FromWorker, msg.Shutdown())
+    launch = partial(_launch, nursery(config.device, config.environment), config)
+    return WorkerGroup(launch, msg.FromWorker, msg.Shutdown())
+
+
+def _launch(born_in: Nursery, config: WorkerConfig, channel: socket.socket) -> Child:
+    """Start one worker that talks through `channel`; it inherits that and the descriptors that `config` names."""
+    ours = {**_ENVIRONMENT, **config.environment, "OMP_NUM_THREADS": str(config.threads)}
+    return born_in.start(
+        channel,
+        msgspec.msgpack.encode(config),
+        descriptors=config.descriptors,
+        environment={**os.environb, **{os.fsencode(name): os.fsencode(value) for name, value in ours.items()}},
+    )

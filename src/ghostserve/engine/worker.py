@@ -1,17 +1,12 @@
 """A worker process: one tensor-parallel rank, or a standby that waits to become one.
 
-    python -m ghostserve.engine.worker CHANNEL_FD CONFIG_FD PARENT_PID
-
 Three threads: this one runs steps and everything else that touches the model, a receiver takes messages (so that a
 worker that waits in a collective still answers a ping), and the checkpointer flushes in the shadow.
 """
 
-import ctypes
 import os
 import queue
-import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -36,7 +31,6 @@ from ghostserve.workers.failpoints import Failpoints
 
 __all__ = ["Worker", "main"]
 
-_PR_SET_PDEATHSIG = 1
 _DRAIN_SECONDS = 30.0
 _STANDBY_SECONDS = 1.0
 
@@ -286,32 +280,19 @@ class Worker:
         self._channel.send(msg.WorkerFailed(self._epoch, True, str(error).splitlines()[0]))
 
 
-def main(arguments: list[str]) -> int:
-    """The process's entry point; the exit code is 1 if the worker ended by an error of its own."""
-    channel_fd, config_fd, parent = map(int, arguments)
-    # A coordinator that is SIGKILLed takes its workers along, also those that are stuck.
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return 1
-    # Service managers send it to every process of a service. Requests that run end first: the coordinator says when.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    channel: Channel[msg.ToWorker] = Channel(socket.socket(fileno=channel_fd), msg.ToWorker)
-    with open(config_fd, "rb") as file:
-        config = msgspec.msgpack.decode(file.read(), type=WorkerConfig)
+def main(channel: socket.socket, argument: bytes, descriptors: Sequence[int]) -> int:
+    """What the process runs, forked from the nursery; the exit code is 1 if the worker ended by an error of its own.
+
+    `argument`: a `WorkerConfig`, as msgpack. `descriptors`: what it names, under this process's numbers.
+    """
+    config = msgspec.msgpack.decode(argument, type=WorkerConfig).received(descriptors)
+    link: Channel[msg.ToWorker] = Channel(channel, msg.ToWorker)
     try:
-        Worker(config, channel).run()
+        Worker(config, link).run()
     except ChannelClosedError:
         return 1
     except Exception as error:  # noqa: BLE001 - the process's last line of defence: say why, then end
         traceback.print_exc()
-        channel.send(msg.WorkerFailed(0, False, f"{type(error).__name__}: {error}"))
+        link.send(msg.WorkerFailed(0, False, f"{type(error).__name__}: {error}"))
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.stdout.flush()
-    code = main(sys.argv[1:])
-    sys.stderr.flush()
-    # Skip interpreter teardown: destroying torch's threads there can hang, and nothing is left to be cleaned.
-    os._exit(code)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ghostserve.engine.messages import Sampled, SequencePart
 from ghostserve.engine.modelspec import ModelSpec
+from ghostserve.faultsim.compiled import chunk_loop, digest_loop, mix_loop
 
 __all__ = ["FakeModel"]
 
@@ -26,15 +27,18 @@ class FakeModel:
         self._vocabulary = spec.vocab_size
         self._words = 2 * spec.num_layers
         shard_map = spec.shard_map
-        self._shards = np.array([shard_map.shard_of(r) for r in range(spec.tensor_parallel_size)])
-        count = spec.max_model_len * len(self._shards) * self._words
-        odd = _mix_all(np.arange(count, dtype=np.uint64)) | np.uint64(1)
+        self._shards = np.array([shard_map.shard_of(r) for r in range(spec.tensor_parallel_size)], dtype=np.int64)
+        odd = np.arange(spec.max_model_len * len(self._shards) * self._words, dtype=np.uint64)
+        mix_loop(odd)
+        odd |= np.uint64(1)
         self._weights = odd.reshape(spec.max_model_len, len(self._shards), self._words)
-        self._lanes = _mix_all(np.arange(shard_map.num_shards * self._words, dtype=np.uint64) + np.uint64(1 << 40))
+        lanes = np.arange(shard_map.num_shards * self._words, dtype=np.uint64) + np.uint64(1 << 40)
+        mix_loop(lanes)
+        self._lanes = lanes.reshape(shard_map.num_shards, self._words)
 
     def chunk(self, part: SequencePart, caches: Sequence[NDArray[np.uint8]]) -> Words:
         """The KV that `part` writes, uint64 (tokens, ranks, words), from the KV before it as the caches hold it."""
-        return self._chunk(part.token_ids, part.start, self.digest(part.blocks, part.start, caches))
+        return self._chunk(part.token_ids, part.start, self.digest(part.blocks, part.start, caches))[0]
 
     def write(self, part: SequencePart, rank: int, kv: Words, cache: NDArray[np.uint8]) -> None:
         """Put `rank`'s share of what `chunk` gave into its cache."""
@@ -50,30 +54,26 @@ class FakeModel:
 
     def digest(self, blocks: Sequence[int], slots: int, caches: Sequence[NDArray[np.uint8]]) -> int:
         """Of the first `slots` slots of `blocks`, on all ranks."""
-        positions = np.arange(slots)
-        where, slot = np.array(blocks, dtype=np.int64)[positions // self._size], positions % self._size
-        total = 0
+        where, total = np.array(blocks, dtype=np.int64), 0
         for rank, cache in enumerate(caches):
-            total += int((self._view(cache)[:, where, slot] * self._weights[:slots, rank].T).sum(dtype=np.uint64))
+            total += int(digest_loop(self._view(cache), where, slots, self._weights, rank))
         return total & _MASK
 
     def expected(self, prompt: Sequence[int], count: int, seed: int) -> list[int]:
         """The tokens of an undisturbed run, computed without any cache."""
         tokens, digest, done = list(prompt), 0, 0
         for counter in range(count):
-            kv = self._chunk(tokens[done:], done, digest)
-            digest = (digest + int((kv * self._weights[done : len(tokens)]).sum(dtype=np.uint64))) & _MASK
+            _, digest = self._chunk(tokens[done:], done, digest)
             done = len(tokens)
             tokens.append(self._token(digest, seed, counter))
         return tokens[len(prompt) :]
 
-    def _chunk(self, token_ids: Sequence[int], start: int, digest: int) -> Words:
+    def _chunk(self, token_ids: Sequence[int], start: int, digest: int) -> tuple[Words, int]:
+        """The KV of `token_ids` behind a context with this digest, and the digest with them."""
         kv = np.empty((len(token_ids), len(self._shards), self._words), dtype=np.uint64)
-        for index, token in enumerate(token_ids):
-            root = np.uint64(_mix(digest ^ _mix(token + 1)))
-            kv[index] = _mix_all(self._lanes ^ root).reshape(-1, self._words)[self._shards]
-            digest = (digest + int((kv[index] * self._weights[start + index]).sum(dtype=np.uint64))) & _MASK
-        return kv
+        tokens = np.array(token_ids, dtype=np.uint64)
+        last = chunk_loop(tokens, start, np.uint64(digest), self._lanes, self._shards, self._weights, kv)
+        return kv, int(last)
 
     def _token(self, digest: int, seed: int, counter: int) -> int:
         return _mix(digest ^ _mix(seed << 8 | counter)) % self._vocabulary
@@ -88,10 +88,3 @@ def _mix(word: int) -> int:
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK
     return word ^ (word >> 31)
-
-
-def _mix_all(words: Words) -> Words:
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))

@@ -21,6 +21,7 @@ from ghostserve.vllm import messages as msg
 from ghostserve.vllm.config import plugin_config
 from ghostserve.vllm.process import main
 from ghostserve.workers.group import WorkerGroup
+from ghostserve.workers.started import Watched
 
 __all__ = ["make_group"]
 
@@ -32,21 +33,6 @@ _PRELOAD = [
     "ghostserve.vllm.worker",
     "torch._inductor.compile_fx",  # vLLM compiles a few small functions on its first step, eager or not
 ]
-
-
-class _Forked:
-    """A started process, as `WorkerGroup` takes it."""
-
-    def __init__(self, process: BaseProcess) -> None:
-        assert process.pid is not None
-        self._process, self.pid = process, process.pid
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        self._process.join(timeout)
-        return self._process.exitcode
 
 
 def make_group(vllm_config: VllmConfig) -> WorkerGroup[msg.FromWorker]:
@@ -72,11 +58,17 @@ def _launch(
     cpus: list[list[int]],
     environment: dict[str, str],
     channel: socket.socket,
-) -> _Forked:
+) -> Watched:
     process = context.Process(target=main, args=(vllm_config, channel, cpus), name="ghostserve-worker", daemon=True)
     with _environment(environment):  # the fork server starts with the first process, and its children have its own
         process.start()
-    return _Forked(process)
+    assert process.pid is not None
+    return Watched(process.pid, process.kill, partial(_reap, process))
+
+
+def _reap(process: BaseProcess) -> int | None:
+    process.join()
+    return process.exitcode
 
 
 @contextmanager

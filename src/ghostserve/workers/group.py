@@ -1,19 +1,17 @@
 """The worker processes of one engine: start, talk, watch, end. Mechanism only; decisions are the machine's."""
 
-import os
-import select
 import selectors
-import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from ghostserve.workers.channel import Channel, ChannelClosedError
+from ghostserve.workers.started import Exited, Started
 
 __all__ = ["Exited", "Launch", "Started", "WorkerGroup"]
 
@@ -22,51 +20,20 @@ _GRACE = 5.0
 In = TypeVar("In")
 
 
-class Started(Protocol):
-    """A process that was started for a group."""
-
-    pid: int
-
-    def kill(self) -> None:
-        """SIGKILL."""
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Reap it: the exit status as `Popen.returncode`, or None if it still runs after `timeout` seconds."""
-
-
 Launch = Callable[[socket.socket], Started]
 """Starts a process that talks through the given end of a socket pair, which stays the caller's to close."""
-
-
-@dataclass(frozen=True)
-class Exited:
-    """A worker's process has ended; `status` as `Popen.returncode` (negative: the signal).
-
-    `reason`: why there never was a process; then `status` means nothing.
-    """
-
-    status: int
-    reason: str = ""
-
-    def __str__(self) -> str:
-        if self.reason:
-            return self.reason
-        if self.status < 0:
-            return f"killed by {signal.Signals(-self.status).name}"
-        return f"exited with {self.status}"
 
 
 @dataclass(frozen=True)
 class _Process(Generic[In]):
     started: Started
     channel: Channel[In]
-    pidfd: int
 
 
 class WorkerGroup(Generic[In]):
     """Numbers workers 0, 1, 2, ... as they are started; a number is never used again.
 
-    Everything must be called from one thread: workers may die with the thread that started them.
+    Everything but `wake` must be called from one thread.
     """
 
     def __init__(self, launch: Launch, incoming: Any, shutdown: msgspec.Struct) -> None:
@@ -92,16 +59,15 @@ class WorkerGroup(Generic[In]):
         try:
             process = self._start()
         except OSError as error:
-            reason = f"the system refuses another process: {error.strerror}"
-            self._stillborn.append((worker, Exited(0, reason)))
+            self._stillborn.append((worker, Exited.refused(error)))
             return worker
         self._processes[worker] = process
         self._selector.register(process.channel, selectors.EVENT_READ, worker)
-        self._selector.register(process.pidfd, selectors.EVENT_READ, worker)
+        self._selector.register(process.started, selectors.EVENT_READ, worker)
         return worker
 
     def pid(self, worker: int) -> int:
-        """0 for a worker that is gone, or never came."""
+        """0 for a worker that is gone or never came, and for one that is not known to run yet."""
         return self._processes[worker].started.pid if worker in self._processes else 0
 
     def alive(self, worker: int) -> bool:
@@ -110,7 +76,7 @@ class WorkerGroup(Generic[In]):
     def running(self, worker: int) -> bool:
         """False as soon as the process has ended, also before `poll` says so."""
         process = self._processes.get(worker)
-        return process is not None and not select.select([process.pidfd], [], [], 0)[0]
+        return process is not None and process.started.ended() is None
 
     def send(self, worker: int, message: msgspec.Struct) -> bool:
         """False if the worker does not take it any more; its end is reported by `poll` or found by a deadline."""
@@ -133,7 +99,7 @@ class WorkerGroup(Generic[In]):
     def poll(self, timeout: float | None) -> list[tuple[int, In | Exited]]:
         """What the workers said, and which of them ended, within `timeout` seconds (None: until something comes)."""
         happened: list[tuple[int, In | Exited]] = [*self._stillborn]
-        ended: list[int] = []
+        ended: list[tuple[int, Exited]] = []
         for key, _ in self._selector.select(0 if self._stillborn else timeout):
             if key.fileobj is self._wake_read:
                 self._wake_read.recv(4096)
@@ -142,15 +108,15 @@ class WorkerGroup(Generic[In]):
             process = self._processes.get(worker)
             if process is None:
                 continue
-            if key.fileobj == process.pidfd:
-                ended.append(worker)
+            if key.fileobj is process.started:
+                if (exited := process.started.ended()) is not None:
+                    ended.append((worker, exited))
                 continue
             happened += self._read(worker, process)
         self._stillborn.clear()
-        for worker in ended:
-            process = self._processes[worker]
-            happened += self._read(worker, process)  # its last words
-            happened.append((worker, Exited(process.started.wait() or 0)))
+        for worker, exited in ended:
+            happened += self._read(worker, self._processes[worker])  # its last words
+            happened.append((worker, exited))
             self._forget(worker)
         return happened
 
@@ -159,7 +125,7 @@ class WorkerGroup(Generic[In]):
         process = self._processes.get(worker)
         if process is not None:
             process.started.kill()
-            process.started.wait()
+            process.started.ended(None)
             self._forget(worker)
 
     def close(self) -> None:
@@ -168,9 +134,9 @@ class WorkerGroup(Generic[In]):
             self.send(worker, self._shutdown)
         deadline = time.monotonic() + _GRACE
         for worker, process in list(self._processes.items()):
-            if process.started.wait(max(0.0, deadline - time.monotonic())) is None:
+            if process.started.ended(max(0.0, deadline - time.monotonic())) is None:
                 process.started.kill()
-                process.started.wait()
+                process.started.ended(None)
             self._forget(worker)
         self._selector.close()
         self._wake_read.close()
@@ -186,11 +152,8 @@ class WorkerGroup(Generic[In]):
             undo.callback(ours.close)
             with theirs:
                 started = self._launch(theirs)
-            undo.callback(started.wait)
-            undo.callback(started.kill)
-            process = _Process(started, Channel[In](ours, self._incoming), os.pidfd_open(started.pid))
             undo.pop_all()
-            return process
+            return _Process(started, Channel[In](ours, self._incoming))
 
     def _read(self, worker: int, process: _Process[In]) -> list[tuple[int, In | Exited]]:
         try:
@@ -206,6 +169,6 @@ class WorkerGroup(Generic[In]):
         process = self._processes.pop(worker)
         if process.channel.fileno() in self._selector.get_map():
             self._selector.unregister(process.channel)
-        self._selector.unregister(process.pidfd)
+        self._selector.unregister(process.started)
         process.channel.close()
-        os.close(process.pidfd)
+        process.started.close()
