@@ -57,6 +57,7 @@ class KernelWriter:
         self.num_inputs = len(plan.inputs)
         self._several = plan.rows > 1
         self._masks: dict[str, str] = {}
+        self._twins: dict[int, int] = {}
         self._lines: list[str] = []
 
     def add(self, *lines: str) -> None:
@@ -92,10 +93,16 @@ class KernelWriter:
         if hashed:
             self._hash(position, value, place)
 
-    def store(self, position: int, value: str, place: str) -> None:
-        """Write the variable `value` to the unit of the shard at `position`."""
+    def store(self, position: int, value: str, place: str, *, copy_of: int | None = None) -> None:
+        """Write the variable `value` to the unit of the shard at `position`.
+
+        `copy_of`: of which position it is a copy, unit for unit, so that its checksum need not be taken again.
+        """
         self.add(f"tl.store({self._pointer(position, place)}, {value}, mask=live_{place})")
-        self._hash(position, value, place)
+        if copy_of is None:
+            self._hash(position, value, place)
+        else:
+            self._twins[position] = self._twins.get(copy_of, copy_of)
 
     def source(self) -> str:
         """The whole kernel, called `run_plan`."""
@@ -111,7 +118,7 @@ class KernelWriter:
             lines.append(f"        base{p} = {base}")
         if self.checksums:
             empty = "tl.zeros([SLOTS * LANES, WORDS // GROUP], tl.uint64)"
-            lines += [f"        hash{p} = {empty}" for p in range(self.positions)]
+            lines += [f"        hash{p} = {empty}" for p in range(self.positions) if p not in self._twins]
         lines.append("        for column in range(first, tl.minimum(first + per_tile, columns)):")
         lines += [f"            {line}" for line in self._lines]
         if self.checksums:
@@ -143,7 +150,8 @@ class KernelWriter:
     def _add_up(self) -> Iterator[str]:
         """A tile's share of the checksums, of all shards in one atomic: threads exchange them only once."""
         width = 1 << (self.positions - 1).bit_length()
-        names = [f"tl.sum(hash{min(p, self.positions - 1)}, 1)" for p in range(width)]  # the surplus is masked off
+        taken = [self._twins.get(p, p) for p in range(self.positions)]
+        names = [f"tl.sum(hash{taken[min(p, self.positions - 1)]}, 1)" for p in range(width)]  # the surplus is masked
         depth = 0
         while len(names) > 1:
             # What is joined last becomes the innermost axis, so position p is paired with p + half.
