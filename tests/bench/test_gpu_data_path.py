@@ -36,11 +36,16 @@ def test_checkpoint(device, runtime):
     )
     alone, beside = bench_checkpoint(scale, device, quietly, runtime)
     ways = ["flush, ring", "flush, ring, parity scattered", "flush, zero-copy", "flush, auto"]
+    replicas = [f"replicate-host: {way}" for way in ways]
     ways.append("kernel alone, zero-copy, 2 blocks")
-    assert [f.way for f in alone] == ways
-    assert [f.way for f in beside] == ["copy all shards", *ways]
-    assert all(f.limit == 2 and f.faster > 0 for f in alone)
-    assert all(f.in_store.median <= f.seconds.median for f in alone[:4])
+    assert [f.way for f in alone] == [*ways, *replicas]
+    assert [f.code for f in alone] == ["rs 4:2"] * 5 + ["copy 4:4"] * 4
+    assert [f.way for f in beside] == ["copy all shards", *ways, replicas[-1]]
+    assert all(f.limit == 2 and f.faster > 0 for f in alone[:5])
+    assert all(f.limit == 1 and f.gbps > 0 for f in alone[5:])
+    assert {f.replicate for f in alone} <= {f.seconds for f in alone[5:]}
+    assert max(f.faster_than_replicate for f in alone[5:]) == 1, "the fastest of them is what parity is held against"
+    assert all(f.in_store.median <= f.seconds.median for f in alone if "kernel" not in f.way)
     assert all(f.checkpoints >= 1 for f in beside)
 
 
@@ -54,6 +59,13 @@ def test_a_checkpoint_of_wrong_bytes_is_seen(runtime):
             world.arenas[1].tensor[: TOY.row_bytes * 16] ^= 1
             with pytest.raises(WrongBytesError, match="xor 4:1: parity shard 0 is wrong"):
                 world.check(ways.ranges[0], CpuBackend(), samples=8)
+            with World(runtime, TOY, 4, "copy", num_parity_blocks=4, arenas=world.arenas) as copied:
+                copies = Ways(copied, tokens=8, chunks=2)
+                copies.check(next(iter(copies.flushes())), CpuBackend(), samples=8)
+                world.arenas[2].tensor[: TOY.row_bytes * 16] ^= 1
+                with pytest.raises(WrongBytesError, match="copy 4:4: parity shard 2 is wrong"):
+                    copied.check(copies.ranges[0], CpuBackend(), samples=8)
+                copies.close()
             nowhere = [SlotRange(0, 2, 0, 0, 4)]  # of another generation
             with pytest.raises(WrongBytesError, match="4 of 4 slots are not committed"):
                 world.check(nowhere, CpuBackend(), samples=8)

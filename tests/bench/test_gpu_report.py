@@ -40,7 +40,9 @@ FIGURES = {
     },
     "checkpoint": {
         "checkpoint": [
-            CheckpointFigure("cache", "rs 8:2", "ring", 2048, 8, 2, 40960, spread(3e-3), None, spread(12e-3))
+            CheckpointFigure(
+                "cache", "rs 8:2", "ring", 2048, 8, 2, 40960, spread(3e-3), None, spread(12e-3), spread(15e-3)
+            )
         ],
         "checkpoint_beside_matmuls": [
             BesideFigure("rs 8:2", "ring", spread(0.1), spread(0.11), 20.0, spread(3e-3), spread(12e-3))
@@ -63,6 +65,7 @@ def test_what_is_derived():
     assert figures[0].of_ceiling == pytest.approx(0.8)
     checkpoint, beside = FIGURES["checkpoint"]["checkpoint"][0], FIGURES["checkpoint"]["checkpoint_beside_matmuls"][0]
     assert (checkpoint.faster, checkpoint.limit, checkpoint.aim) == (pytest.approx(4), 4, 3.6)
+    assert checkpoint.faster_than_replicate == pytest.approx(5)
     assert checkpoint.gbps == pytest.approx(2048 * 40960 * 2 / 3e-3 / 1e9)
     assert checkpoint.copy_gbps == pytest.approx(2048 * 40960 * 8 / 12e-3 / 1e9)
     assert beside.slow_down == pytest.approx(1.1)

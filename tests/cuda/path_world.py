@@ -8,6 +8,7 @@ from ghostserve.codes import make_backend, make_code
 from ghostserve.cuda.arena import DeviceArena
 from ghostserve.cuda.path import CudaDataPath
 from ghostserve.parity import CacheLayout, HostArena, ParityStore, ShardMap, SlotRange, StoreGeometry, gather, scatter
+from ghostserve.parity.file_store import FileStore
 
 POISON = 0xFF
 LAYOUT = CacheLayout.layered(num_layers=2, num_blocks=6, block_size=4, row_bytes=16)
@@ -40,8 +41,10 @@ class World:
         ranges=RANGES,
         num_parity_blocks=6,
         mode="ring",
+        folder=None,
         **more,
     ):
+        """`folder`: the store's payload lies in a file there."""
         self.runtime, self.layout, self.ranges = runtime, layout, ranges
         self.shard_map = ShardMap.for_kv_heads(world, heads or world)
         self.code = make_code(code, self.shard_map.num_shards)
@@ -52,7 +55,7 @@ class World:
         for arena, truth in zip(self.arenas, self.truth, strict=True):
             arena.tensor.copy_(torch.from_numpy(truth))
         geometry = StoreGeometry(self.code.n, self.code.k, num_parity_blocks, layout.block_size, layout.slot_bytes)
-        self.store = ParityStore.create(geometry)
+        self.store = FileStore.create_in(str(folder), geometry) if folder else ParityStore.create(geometry)
         self.store._payload[:] = POISON
         self.parts = {"store": self.store, "code": self.code, "layout": layout, "shard_map": self.shard_map}
         self.path = CudaDataPath(runtime=runtime, backend=make_backend("cpu"), mode=mode, **self.parts, **more)

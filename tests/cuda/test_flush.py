@@ -15,7 +15,7 @@ from ghostserve.parity import CacheLayout, ParityStore, SlotRange
 
 pytest_plugins = ["path_fixtures"]
 
-CODES = ["xor", "rs:2", "rs:4", "rdp"]
+CODES = ["xor", "rs:2", "rs:4", "rdp", "copy"]
 MODES = ["ring", "zero-copy"]
 # Frames of one slot (ring) or a few (zero-copy): frames are used again and again.
 SMALL_RING = 1600
@@ -39,7 +39,7 @@ def test_the_store_is_what_the_cpu_makes_of_it(make_world, kind, code, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("code", ["rs:2", "rdp"])
+@pytest.mark.parametrize("code", ["rs:2", "rdp", "copy"])
 def test_by_the_real_kernels_in_the_interpreter(make_world, code, mode):
     world = make_world("interpreter", code, mode=mode)
     world.flush()
@@ -186,6 +186,18 @@ def test_auto_goes_by_how_many_slots_and_how_they_lie(make_world):
     assert not chooses([SlotRange(0, 1, 0, 0, flush.ZERO_COPY_SLOTS + 1)])
 
 
+def test_auto_copies_long_rows_with_the_copy_engine_sooner(make_world):
+    """Copies of all shards: a row of them is several of parity."""
+    world = make_world("eager", mode="auto")
+    chooses = world.path._flusher._writes_direct
+    world.path._flusher._payload.row_bytes = 4 * flush.ZERO_COPY_ROW_BYTES
+    fit = flush.ZERO_COPY_SLOTS // 4
+    assert chooses([SlotRange(0, 1, 0, 0, fit)])
+    assert not chooses([SlotRange(0, 1, 0, 0, fit + 1)])
+    assert chooses([SlotRange(b, 1, b, 0, 1) for b in range(1000)]), "scattered slots"
+    assert not chooses([SlotRange(b, 1, b, 0, 2) for b in range(1000)]), "of which two together are worth a copy"
+
+
 def test_a_ring_too_small_for_one_slot_is_refused_with_its_numbers(make_world):
     with pytest.raises(
         ConfigError, match=r"the GPU ring of 1000 B is too small for 3 frames of one slot's parity, 128 B each"
@@ -208,7 +220,9 @@ def test_runs_are_as_few_as_can_be_and_cover_every_slot():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", [*MODES, "auto"])
-@pytest.mark.parametrize(("code", "world_size"), [("xor", 8), ("rs:2", 8), ("rs:4", 8), ("rdp", 8), ("rs:1", 2)])
+@pytest.mark.parametrize(
+    ("code", "world_size"), [("xor", 8), ("rs:2", 8), ("rs:4", 8), ("rdp", 8), ("rs:1", 2), ("copy", 8)]
+)
 @pytest.mark.parametrize("row_bytes", [256, 768, 2048])
 def test_shapes_on_the_device(make_world, code, world_size, row_bytes, mode):
     layout = CacheLayout.layered(num_layers=5, num_blocks=40, block_size=16, row_bytes=row_bytes)

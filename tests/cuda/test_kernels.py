@@ -14,7 +14,7 @@ from ghostserve.errors import UnsupportedCodeError
 from ghostserve.parity.geometry import CacheLayout
 from ghostserve.parity.ranges import SlotRange
 
-CODES = [("xor", 4), ("rs:2", 4), ("rdp", 4), ("rs:3", 5), ("rdp", 8)]
+CODES = [("xor", 4), ("rs:2", 4), ("rdp", 4), ("rs:3", 5), ("rdp", 8), ("copy", 4)]
 
 
 @pytest.mark.parametrize(("spec", "n"), CODES)
@@ -79,6 +79,7 @@ def test_without_checksums_the_bytes_are_the_same(device):
 
 def test_many_shards(device):
     assert Case(token_major(64, layers=1), device).encode(make_code("rs:8", 32), SINGLES).right
+    assert Case(token_major(64, layers=1), device).encode(make_code("copy", 32), SINGLES).right
     code = make_code("rs:8", 32)
     lost = (0, 3, 7, 11, 19, 31, 33, 39)
     assert Case(token_major(64, layers=1), device).rebuild(code, lost, SINGLES).right

@@ -8,11 +8,12 @@ import torch
 from lazy_runtime import LazyKernels, LazyRuntime
 from path_world import LAYOUT, RANGES, quiet
 
-from ghostserve.codes import make_backend, make_code
+from ghostserve.codes import make_backend
 from ghostserve.cuda.arena import DeviceArena
 from ghostserve.cuda.staged import StagedDataPath
 from ghostserve.errors import StaleEpochError
-from ghostserve.parity import ParityStore, ShardMap, SharedRegion, SlotRange, StoreGeometry, gather
+from ghostserve.parity import ShardMap, SharedRegion, SlotRange, StoreGeometry, gather
+from ghostserve.protect import make_strategy
 
 WORLD = 3
 
@@ -20,8 +21,10 @@ WORLD = 3
 class Ranks:
     """`paths[rank]`, with caches that hold `truth`."""
 
-    def __init__(self, kind):
-        self.store = ParityStore.create(StoreGeometry(WORLD, 1, 6, 4, LAYOUT.slot_bytes))
+    def __init__(self, kind, protect, folder):
+        strategy = make_strategy(protect, "xor")
+        code = strategy.code(WORLD)
+        self.store = strategy.create(StoreGeometry(WORLD, code.k, 6, 4, LAYOUT.slot_bytes), folder)
         nbytes = StagedDataPath.mirror_bytes(LAYOUT)
         self.mirrors = [SharedRegion.create("mirror", nbytes) for _ in range(WORLD)]
         self.truth = np.random.default_rng(4).integers(0, 255, (WORLD, LAYOUT.total_bytes), dtype=np.uint8)
@@ -33,7 +36,7 @@ class Ranks:
             path = StagedDataPath(
                 runtime=runtime,
                 store=self.store,
-                code=make_code("xor", WORLD),
+                code=code,
                 layout=LAYOUT,
                 shard_map=ShardMap(WORLD, WORLD),
                 # Each process has a mapping of its own of every mirror: pinned ranges do not overlap.
@@ -69,14 +72,20 @@ class Ranks:
         for path, arena in zip(self.paths, self.arenas, strict=True):
             path.close()
             arena.close()
+        self.store.close()
         for runtime in self.runtimes:
             if isinstance(runtime, LazyRuntime):
                 assert runtime.leaks() == {"malloc": 0, "registered": 0, "mapped": 0}
 
 
+@pytest.fixture(params=["parity", "replicate-host", "replicate-ssd"])
+def protect(request):
+    return request.param
+
+
 @pytest.fixture(params=["lazy", pytest.param("cuda", marks=pytest.mark.gpu)])
-def ranks(request):
-    made = Ranks(request.param)
+def ranks(request, protect, tmp_path):
+    made = Ranks(request.param, protect, str(tmp_path))
     yield made
     made.close()
 

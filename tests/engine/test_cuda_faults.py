@@ -148,6 +148,96 @@ class TestFourRanks:
         scene.assert_undisturbed()
 
 
+class TestFourRanksWithCopies:
+    """The same kills where every shard is copied: any number of ranks comes back."""
+
+    @pytest.fixture(scope="class", params=["replicate-host", "replicate-ssd"])
+    def stage(
+        self, request: pytest.FixtureRequest, llama_4: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Stage]:
+        before = free_memory()
+        with running(
+            tmp_path_factory.mktemp("points"),
+            device="cuda",
+            model=llama_4,
+            tensor_parallel_size=4,
+            dtype="bfloat16",
+            protect=request.param,
+            standbys=4,
+            step_deadline=10.0,
+        ) as stage:
+            status = stage.engine.status()
+            assert (status.protect, status.data_path) == (request.param, "cuda-ipc"), status.placement
+            assert any(f"protect {request.param}" in reason for reason in status.placement)
+            yield stage
+        assert before - free_memory() < 32 << 20, "device memory was left behind"
+
+    def test_killed_in_the_prefill_of_a_long_prompt(self, stage: Stage) -> None:
+        scene = stage.scene()
+        scene.stream(1, prompt=20, tokens=12)
+        scene.stream(2, prompt=300, tokens=6)
+        scene.when(prefilling(at_least=100)).kill(3)
+        scene.finish(recoveries=1)
+        scene.assert_rebuilt(3)
+        scene.assert_undisturbed()
+
+    def test_killed_while_all_decode(self, stage: Stage) -> None:
+        scene = stage.scene()
+        scene.stream(6, prompt=30, tokens=20)
+        scene.when(decoding(10)).kill(2)
+        scene.finish(recoveries=1)
+        scene.assert_rebuilt(2)
+        scene.assert_undisturbed()
+
+    @pytest.mark.parametrize("point", ["flush.begin[0]", "flush.encoded[1]", "flush.committed[2]", "step.end[1]"])
+    def test_killed_during_a_flush_and_right_after_a_step(self, stage: Stage, point: str) -> None:
+        scene = stage.scene()
+        scene.stream(4, prompt=30, tokens=20)
+        scene.when(decoding(5)).arm(point)
+        scene.finish(recoveries=1)
+        scene.assert_rebuilt(int(point[-2]))
+        scene.assert_undisturbed()
+
+    def test_all_at_once(self, stage: Stage) -> None:
+        scene = stage.scene(standbys=4)
+        scene.stream(4, prompt=40, tokens=16)
+        scene.when(decoding(8)).kill(0, 1, 2, 3)
+        scene.finish()
+        assert sum(record.recomputed_requests for record in scene.recoveries) == 0
+        assert sum(record.bytes_rebuilt for record in scene.recoveries) > 0
+        scene.assert_undisturbed()
+
+    @pytest.mark.parametrize("point", ["join.begin[2]", "rebuild.begin[0]"])
+    def test_second_during_the_recovery_of_the_first(self, stage: Stage, point: str) -> None:
+        scene = stage.scene(standbys=2)
+        scene.stream(4, prompt=40, tokens=16)
+        scene.when(decoding(8)).arm(point)
+        scene.when(decoding(8)).kill(0)
+        scene.finish()
+        assert sum(record.recomputed_requests for record in scene.recoveries) == 0
+        scene.assert_undisturbed()
+
+    def test_stopped_past_the_step_deadline(self, stage: Stage) -> None:
+        scene = stage.scene()
+        scene.stream(4, prompt=30, tokens=16)
+        scene.when(decoding(6)).stop(1)
+        scene.finish(recoveries=1)
+        scene.assert_rebuilt(1)
+        scene.assert_undisturbed()
+
+
+def test_nothing_kept_is_recomputed(llama_4: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with running(
+        tmp_path / "points", device="cuda", model=llama_4, tensor_parallel_size=2, protect="none", standbys=1
+    ) as stage:
+        scene = stage.scene()
+        scene.stream(4, prompt=60, tokens=16)
+        scene.when(decoding(8)).kill(1)
+        scene.finish(recoveries=1)
+        scene.assert_recomputed(caplog, "1 data shards are lost, parity covers 0")
+        scene.assert_undisturbed()
+
+
 def test_without_a_standby_in_float32(llama_4: str, tmp_path: Path) -> None:
     with running(
         tmp_path / "points", device="cuda", model=llama_4, tensor_parallel_size=2, parity="xor", standbys=0
@@ -180,9 +270,16 @@ def test_replicated_kv_without_kept_weights(llama_4_of_2: str, tmp_path: Path) -
         scene.assert_undisturbed()
 
 
-def test_without_a_rebuild_tokens_differ(llama_4: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protect", ["parity", "replicate-host"])
+def test_without_a_rebuild_tokens_differ(llama_4: str, tmp_path: Path, protect: str) -> None:
     with running(
-        tmp_path / "points", device="cuda", model=llama_4, tensor_parallel_size=2, standbys=1, skip_rebuild=True
+        tmp_path / "points",
+        device="cuda",
+        model=llama_4,
+        tensor_parallel_size=2,
+        protect=protect,
+        standbys=1,
+        skip_rebuild=True,
     ) as stage:
         scene = stage.scene()
         scene.stream(4, prompt=60, tokens=16)
@@ -193,7 +290,8 @@ def test_without_a_rebuild_tokens_differ(llama_4: str, tmp_path: Path) -> None:
         assert {d.disturbed.request_id for d in result.differences} == {s.request_id for s in scene.streams}
 
 
-def test_staged_through_the_host(llama_4: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protect", ["parity", "replicate-host", "replicate-ssd"])
+def test_staged_through_the_host(llama_4: str, tmp_path: Path, protect: str) -> None:
     """As where CUDA IPC is refused: the same promise over the fallback."""
     with running(
         tmp_path / "points",
@@ -201,6 +299,7 @@ def test_staged_through_the_host(llama_4: str, tmp_path: Path) -> None:
         data_path="cuda-staged",
         model=llama_4,
         tensor_parallel_size=2,
+        protect=protect,
         parity="rs:1",
         standbys=1,
     ) as stage:

@@ -56,6 +56,17 @@ def test_without_ipc_the_fallback_is_named(spec: ModelSpec) -> None:
     assert any("operation not permitted" in reason for reason in found.reasons)
 
 
+@pytest.mark.parametrize(
+    ("protect", "medium"),
+    [("parity", "host memory"), ("replicate-host", "host memory"), ("replicate-ssd", "a file, by way of host memory")],
+)
+def test_every_strategy_is_served_and_named(spec: ModelSpec, protect: str, medium: str) -> None:
+    found = place(settings(protect=protect), spec, gather=facts)
+    assert found.data_path == "cuda-ipc"
+    assert found.reasons[-1] == f"protect {protect}: kept in {medium}"
+    assert place(settings(protect="none"), spec, gather=facts).data_path == "none"
+
+
 def test_a_data_path_that_was_asked_for(spec: ModelSpec) -> None:
     assert place(settings(data_path="cuda-staged"), spec, gather=facts).data_path == "cuda-staged"
     with pytest.raises(ConfigError, match=r"data_path 'cuda-ipc' can't be had here: .*not permitted"):

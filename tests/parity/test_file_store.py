@@ -77,6 +77,35 @@ def test_a_disk_that_refuses_commits_nothing(store: FileStore, monkeypatch: pyte
     assert store.committed_slots(PIECES).all()
 
 
+def test_a_write_that_the_disk_refuses_takes_its_flush_with_it(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    parity, sums = content(PIECES)
+    store.write(1, PIECES[:1], parity[:6], sums[:6])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            store.write(1, PIECES[1:], parity[6:], sums[6:])
+    store.settle(1)
+    assert not store.committed_slots(PIECES).any()
+
+
+def test_a_table_and_parts_of_rows(store: FileStore) -> None:
+    parity, sums = content(PIECES)
+    table = store.table(PIECES)
+    store.write(1, table, parity, sums)
+    store.settle(1)
+    assert np.array_equal(store.payload(PIECES), parity)
+    for first, shards in ((0, 1), (1, 1), (0, 2)):
+        out = np.full((7, shards, GEOMETRY.slot_bytes), 0xA5, dtype=np.uint8)
+        store.read_shards([(4, int(table.row[6]), 3), (0, int(table.row[1]), 4)], first, out)
+        wanted = slice(first, first + shards)
+        assert np.array_equal(out, np.concatenate([parity[1:5, wanted], parity[6:9, wanted]]))
+
+
 def test_no_room_is_said_before_anything_starts(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))

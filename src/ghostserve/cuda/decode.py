@@ -11,7 +11,7 @@ from ghostserve.codes import Plan
 from ghostserve.cuda.copying import COPY
 from ghostserve.cuda.flush import FlushMode, check_blocks, consecutive_runs, fill_index
 from ghostserve.cuda.kernels import Bound, Kernels
-from ghostserve.cuda.payload import StorePayload
+from ghostserve.cuda.payload import Payload
 from ghostserve.cuda.ring import Ring
 from ghostserve.cuda.runtime import Event, Runtime
 from ghostserve.cuda.shards import FlatShard, PagedShard
@@ -45,7 +45,7 @@ class Engine:
         kernels: Kernels,
         ring: Ring,
         store: ParityStore,
-        payload: StorePayload,
+        payload: Payload,
         shard_map: ShardMap,
         mode: FlushMode,
     ) -> None:
@@ -118,10 +118,8 @@ class DecodeJob:
         copies += [(holders[s][0], r) for s in sorted(decoded) for r in holders[s][1:]]
         # A slot has one row number: it can't be the store's for parity and the ring's for scratch.
         self._direct = not scratch and self._reads_direct(len(parity))
-        # Fetched are all parity shards from the first to the last that is read: codes read neighbours.
-        self._first, self._fetches = (min(parity), max(parity) - min(parity) + 1) if parity else (0, 0)
-        if self._direct:
-            self._fetches = 0
+        self._spans = [] if self._direct else _neighbours(parity)
+        self._fetches = sum(count for _, count in self._spans)
         sums = (len(plan.inputs) + len(plan.outputs) if plan else 0) + 2 * len(copies)
         self._frames = engine.ring.cut((self._fetches + len(scratch)) * size, sums, FRAMES, TURNS)
         self._passes: list[_Pass] = []
@@ -168,6 +166,8 @@ class DecodeJob:
         return Refilled(committed, good)
 
     def _reads_direct(self, shards: int) -> bool:
+        if self._engine.payload.address is None:
+            return False
         if self._engine.mode != "auto":
             return self._engine.mode == "zero-copy"
         # The first ones stand for all: the link waits until this is decided.
@@ -180,12 +180,14 @@ class DecodeJob:
     def _flat(self, parity: Sequence[int], scratch: Sequence[int]) -> Mapping[int, FlatShard]:
         """Where token-major shards lie: one address and one stride for the rows of all frames together."""
         size, n = self._engine.layout.slot_bytes, self._engine.shard_map.num_shards
-        if self._direct:
-            payload = self._engine.payload
+        payload = self._engine.payload
+        if self._direct and payload.address is not None:
             return {s: FlatShard(payload.address + (s - n) * size, payload.row_bytes) for s in parity}
         begin, rows = self._frames.payload, self._frames.rows * self._frames.frames
-        found = {s: FlatShard(begin + (s - n - self._first) * size, self._fetches * size) for s in parity}
-        begin += rows * self._fetches * size
+        found: dict[int, FlatShard] = {}
+        for first, count in self._spans:
+            found |= {n + first + i: FlatShard(begin + i * size, count * size) for i in range(count)}
+            begin += rows * count * size
         return found | {s: FlatShard(begin + i * rows * size, size) for i, s in enumerate(scratch)}
 
     def _start(self, tile: Sequence[SlotRange], number: int) -> _Tile:
@@ -206,9 +208,12 @@ class DecodeJob:
         fill_index(frames.index[turn], slots, None if self._direct else first)
         # On the copies' stream: on the other it would queue behind the parity of the next tiles.
         on_device, sums = frames.upload(turn, count, engine.copies)
-        if self._fetches:
-            target = frames.payload + first * self._fetches * engine.layout.slot_bytes
-            engine.payload.read(consecutive_runs(slots.row), self._first, self._fetches, target, engine.copies)
+        runs = consecutive_runs(slots.row) if self._spans else []
+        begin = frames.payload
+        for shard, width in self._spans:
+            row_bytes = width * engine.layout.slot_bytes
+            engine.payload.read(runs, shard, width, begin + first * row_bytes, engine.copies)
+            begin += frames.rows * frames.frames * row_bytes
         engine.fetched[frame].record(engine.copies)
         engine.compute.wait_event(engine.fetched[frame])
         at = 0
@@ -229,3 +234,14 @@ class DecodeJob:
             good[tile.committed] &= self._engine.store.matches(tile.slots, one.shards, sums)
             at += count * width
         return good
+
+
+def _neighbours(shards: Sequence[int]) -> list[tuple[int, int]]:
+    """`shards`, ascending, as runs: (the first, how many follow each other)."""
+    runs: list[tuple[int, int]] = []
+    for shard in shards:
+        if runs and shard == sum(runs[-1]):
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((shard, 1))
+    return runs

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ghostserve.codes import Code
 from ghostserve.cuda.kernels import Bound, Kernels
-from ghostserve.cuda.payload import StorePayload
-from ghostserve.cuda.ring import TURNS, Ring
+from ghostserve.cuda.payload import Payload
+from ghostserve.cuda.ring import Ring
 from ghostserve.cuda.runtime import Event, Runtime, Stream
 from ghostserve.cuda.shards import FlatShard, PagedShard
 from ghostserve.errors import CudaError
@@ -30,6 +30,9 @@ ZERO_COPY_SLOTS = 256
 """At most so many slots are written by the kernel itself."""
 ZERO_COPY_RUN = 4
 """So are more of them, if they lie in runs shorter than this on average."""
+ZERO_COPY_ROW_BYTES = 160 << 10
+"""Both hold for rows up to this long, of a few parity shards. Of longer ones (copies of all shards) just as many bytes:
+a copy of those is worth the host's call."""
 ZERO_COPY_PROGRAMS = 16
 """Thread blocks that saturate the link; the other multiprocessors stay with the model."""
 
@@ -42,19 +45,20 @@ LAST_SLOTS = 64
 
 @dataclass
 class _Tile:
-    """A tile on its way: what its frame needs to be committed."""
+    """A tile on its way: what its frame needs to be committed. `source`: where in the ring its rows began."""
 
     slots: SlotTable
     sums: NDArray[np.uint64]
     done: Event
+    source: int
 
 
 class Flusher:
-    """Encodes slots into the store's payload, which is registered with the device. Not thread-safe.
+    """Encodes slots into the store's payload. Not thread-safe.
 
     "ring": the kernel writes parity to a frame of the ring, the copy engine takes it to the store. Every frame has a
     stream: what is done to it comes one after the other, beside what is done to the others. "zero-copy": the kernel
-    writes to the store itself.
+    writes to the store itself, where it can reach it.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class Flusher:
         kernels: Kernels,
         ring: Ring,
         store: ParityStore,
-        payload: StorePayload,
+        payload: Payload,
         code: Code,
         layout: CacheLayout,
         mode: FlushMode = "auto",
@@ -74,9 +78,9 @@ class Flusher:
         self._runtime, self._kernels, self._store, self._payload = runtime, kernels, store, payload
         self._code, self._layout = code, layout
         shards = code.n + code.k
-        self._in_ring, self._in_store = (ring.cut(row, shards, turns=TURNS) for row in (payload.row_bytes, 0))
+        self._in_ring, self._in_store = (ring.cut(row, shards, turns=payload.turns) for row in (payload.row_bytes, 0))
         self._streams = [runtime.stream(low_priority=True) for _ in range(self._in_ring.frames)]
-        self._done = [runtime.event() for _ in range(TURNS)]
+        self._done = [runtime.event() for _ in range(payload.turns)]
         with runtime.use(self._streams[0]):
             kernels.warm_up(code.encode_plan, [True] * code.n + [False] * code.k)
         self._streams[0].synchronize()
@@ -86,6 +90,8 @@ class Flusher:
         plan, size = self._code.encode_plan, self._layout.slot_bytes
         self._bound: dict[bool, Bound] = {}
         for direct, address in ((False, self._in_ring.payload), (True, self._payload.address)):
+            if address is None:
+                continue
             parity = [FlatShard(address + k * size, self._payload.row_bytes) for k in range(self._code.k)]
             self._bound[direct] = self._kernels.bind(plan, [*shards, *parity])
 
@@ -113,6 +119,7 @@ class Flusher:
                     pending.append(self._start(epoch, tile, number, direct, stream))
             while pending:
                 self._finish(epoch, pending.popleft(), on_stage)
+            self._payload.settle(epoch)
         except BaseException:
             # A fenced rank reports its flushes as ended: no copy may reach the store after that.
             for stream in self._streams:
@@ -120,9 +127,12 @@ class Flusher:
             raise
 
     def _writes_direct(self, ranges: Sequence[SlotRange]) -> bool:
+        if self._payload.address is None:
+            return False
         if self.mode != "auto":
             return self.mode == "zero-copy"
-        few, slots = max(ZERO_COPY_SLOTS, ZERO_COPY_RUN * len(ranges)), 0
+        long = max(1.0, self._payload.row_bytes / ZERO_COPY_ROW_BYTES)
+        few, slots = max(ZERO_COPY_SLOTS, ZERO_COPY_RUN * len(ranges)) / long, 0
         for r in ranges:
             slots += r.stop - r.start
             if slots > few:
@@ -146,7 +156,7 @@ class Flusher:
             self._payload.write(consecutive_runs(slots.row), frames.row_address(frame, 0), stream)
         found = frames.download(turn, rows, stream)
         self._done[turn].record(stream)
-        return _Tile(slots, found.reshape(rows, frames.sums), self._done[turn])
+        return _Tile(slots, found.reshape(rows, frames.sums), self._done[turn], frames.row_address(frame, 0))
 
     def _finish(self, epoch: int, tile: _Tile, on_stage: Callable[[str], None]) -> None:
         tile.done.synchronize()
@@ -154,7 +164,7 @@ class Flusher:
         # No checksum is 0 (but for one in 2^64): what reads so was never computed.
         if not tile.sums.all():
             raise CudaError(f"the encode kernel left no checksums for {len(tile.sums)} slots: did it run?")
-        self._store.commit(epoch, tile.slots, tile.sums)
+        self._payload.commit(epoch, tile.slots, tile.sums, tile.source)
         on_stage("committed")
 
 

@@ -44,6 +44,11 @@ def _horner(writer: KernelWriter, plan: Plan) -> None:
         writer.load(position, f"x{position}", "here")
     for step in plan.steps:
         value = f"x{step.target}"
+        source, coefficient = step.terms[0] if len(step.terms) == 1 else (0, 0)
+        if coefficient == 1:
+            writer.add(f"{value} = x{source}")
+            writer.store(step.target, value, "here", copy_of=source)
+            continue
         started = False
         for bit in range(7, -1, -1):
             terms = " ^ ".join(f"x{source}" for source, c in step.terms if c >> bit & 1)

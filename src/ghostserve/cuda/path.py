@@ -7,15 +7,17 @@ from typing import Protocol
 
 from ghostserve.codes import Backend, Code, make_backend
 from ghostserve.cuda.decode import Engine
+from ghostserve.cuda.file_payload import FilePayload
 from ghostserve.cuda.flush import Flusher, FlushMode, warm_up
 from ghostserve.cuda.kernels import Kernels
-from ghostserve.cuda.payload import StorePayload
+from ghostserve.cuda.payload import Payload, StorePayload
 from ghostserve.cuda.refill import Refiller
 from ghostserve.cuda.ring import MAX_RING_BYTES, Ring
 from ghostserve.cuda.runtime import Runtime
 from ghostserve.cuda.shards import PagedShard
 from ghostserve.parity import paging
 from ghostserve.parity.arena import Arena
+from ghostserve.parity.file_store import FileStore
 from ghostserve.parity.fit import check_fit
 from ghostserve.parity.geometry import CacheLayout, ShardMap
 from ghostserve.parity.ranges import SlotRange
@@ -52,13 +54,14 @@ class CudaDataPath:
         kernels: Kernels | None = None,
         mode: FlushMode = "auto",
         ring_bytes: int = MAX_RING_BYTES,
-        payload: StorePayload | None = None,
+        payload: Payload | None = None,
     ) -> None:
-        """Pins the store's payload, takes the ring, compiles the encode kernel.
+        """Takes the ring, pins the store's payload (of one in a file: a mirror of the ring), compiles the kernel.
 
-        `payload`: pinned already, by whoever closes it. `backend`: for slots that fail their checksums in a rebuild.
-        `kernels`: None makes them. `mode`: see `Flusher`; it holds for rebuilds as well. Raises `UnsupportedCodeError`
-        for a code or layout that the kernels don't serve, `CudaError` where the device refuses memory.
+        `payload`: the store's, pinned already by whoever closes it. `backend`: for slots that fail their checksums in a
+        rebuild. `kernels`: None makes them. `mode`: see `Flusher`; it holds for rebuilds as well, but for a store in a
+        file, which only the ring leads to. Raises `UnsupportedCodeError` for a code or layout that the kernels don't
+        serve, `CudaError` where the device refuses memory.
         """
         self._runtime, self._store, self._code = runtime, store, code
         self._layout, self._shard_map = layout, shard_map
@@ -69,11 +72,11 @@ class CudaDataPath:
         paging.warm_up()
         warm_up(store, layout)
         with ExitStack() as stack:
-            if payload is None:
-                payload = StorePayload(runtime, store)
-                stack.callback(payload.close)
             ring = Ring(runtime, ring_bytes)
             stack.callback(ring.close)
+            if payload is None:
+                payload = _payload(runtime, ring, store)
+                stack.callback(payload.close)
             # One for both threads that launch: the lock keeps them apart.
             kernels = Kernels(layout, runtime.device) if kernels is None else kernels
             self._flusher = Flusher(
@@ -151,3 +154,7 @@ class CudaDataPath:
         if self._arenas is None:
             raise ValueError("this data path is not connected to the group's arenas (or is closed)")
         return self._arenas
+
+
+def _payload(runtime: Runtime, ring: Ring, store: ParityStore) -> Payload:
+    return FilePayload(ring, store) if isinstance(store, FileStore) else StorePayload(runtime, store)

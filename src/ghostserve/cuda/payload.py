@@ -1,24 +1,66 @@
 """The parity store's payload as the device sees it: registered host memory, copied to and from row by row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ghostserve.cuda.host import PIECE_BYTES, RegisteredRegion
+from ghostserve.cuda.ring import TURNS
 from ghostserve.cuda.runtime import Runtime, Stream
+from ghostserve.parity.slots import SlotTable
 from ghostserve.parity.store import ParityStore
 
-__all__ = ["StorePayload"]
+__all__ = ["Payload", "Runs", "StorePayload"]
 
-Runs = Iterable[tuple[int, int, int]]
+Runs = Sequence[tuple[int, int, int]]
 """Rows that follow each other: (place of the first on the device, its row in the store, how many)."""
 
 Copy = tuple[int, int, int]
 
 
-class StorePayload:
-    """Pins a store's payload for a device, until `close`.
+class Payload(Protocol):
+    """Where a store keeps its payload, for flushes and rebuilds.
 
     Row r (see `ParityStore.store_rows`) is `row_bytes` long: K parity shards of `slot_bytes`, one after the other.
     """
+
+    slot_bytes: int
+    row_bytes: int
+    turns: int
+    """Tiles that a flush may have under way, from `write` to `commit`."""
+
+    @property
+    def address(self) -> int | None:
+        """Where row 0 begins for kernels that read and write the payload in place; None where they can't."""
+
+    def write(self, runs: Runs, source: int, stream: Stream) -> None:
+        """Copy whole rows from the ring, where row p lies at `source` + p * row_bytes, on their way to the store."""
+
+    def commit(self, epoch: int, slots: SlotTable, sums: NDArray[np.uint64], source: int) -> None:
+        """What was copied from `source` has arrived: have the store commit it, now or with `settle`.
+
+        Raises what `ParityStore.commit` raises, and `OSError` where the store's medium fails.
+        """
+
+    def settle(self, epoch: int) -> None:
+        """The end of a flush; see `ParityStore.settle`."""
+
+    def read(self, runs: Runs, first: int, shards: int, target: int, stream: Stream) -> None:
+        """Copy parity shards `first`..`first + shards - 1` of the runs' rows to the ring, row p to place p there.
+
+        There a row has just these: `shards * slot_bytes` bytes.
+        """
+
+    def close(self) -> None:
+        """Nothing may be under way. Idempotent."""
+
+
+class StorePayload:
+    """Pins a store's payload for a device, until `close`; see `Payload`."""
+
+    turns = TURNS
 
     def __init__(self, runtime: Runtime, store: ParityStore, piece_bytes: int = PIECE_BYTES) -> None:
         """Pinning takes the pages that the store has not touched yet: all of the budget, now. Raises `CudaError`.
@@ -27,7 +69,7 @@ class StorePayload:
         """
         g = store.geometry
         self.slot_bytes, self.row_bytes = g.slot_bytes, g.num_parity * g.slot_bytes
-        self._runtime = runtime
+        self._runtime, self._store = runtime, store
         self._memory = RegisteredRegion(
             runtime, store.region, offset=g.payload_offset, nbytes=g.payload_bytes, piece_bytes=piece_bytes
         )
@@ -39,11 +81,15 @@ class StorePayload:
         wanted = ((self.address + row * size, source + place * size, count * size) for place, row, count in runs)
         self._runtime.copy_many(self._cut(wanted), stream)
 
-    def read(self, runs: Runs, first: int, shards: int, target: int, stream: Stream) -> None:
-        """Copy parity shards `first`..`first + shards - 1` of the runs' rows to device memory, row p to place p there.
+    def commit(self, epoch: int, slots: SlotTable, sums: NDArray[np.uint64], source: int) -> None:
+        """At once: the bytes are in the store's own memory."""
+        self._store.commit(epoch, slots, sums)
 
-        There a row has just these: `shards * slot_bytes` bytes.
-        """
+    def settle(self, epoch: int) -> None:
+        self._store.settle(epoch)
+
+    def read(self, runs: Runs, first: int, shards: int, target: int, stream: Stream) -> None:
+        """See `Payload.read`; to device memory anywhere."""
         width = shards * self.slot_bytes
         if width == self.row_bytes:
             wanted = ((self.address + row * width, target + place * width, count * width) for place, row, count in runs)

@@ -62,6 +62,7 @@ class KernelWriter:
         self.num_inputs = len(plan.inputs)
         self._one_symbol = plan.rows == 1
         self._width = 1 << (self.positions - 1).bit_length()
+        self._twins: dict[int, int] = {}
         self._lines: list[str] = []
         self._indent = ""
         self._paged = False
@@ -97,10 +98,16 @@ class KernelWriter:
         self.add(f"{value} = tl.load({self._pointer(position, place)})")
         self._hash(position, value, place)
 
-    def store(self, position: int, value: str, place: str) -> None:
-        """Write the variable `value` to the unit of the shard at `position`."""
+    def store(self, position: int, value: str, place: str, *, copy_of: int | None = None) -> None:
+        """Write the variable `value` to the unit of the shard at `position`.
+
+        `copy_of`: of which position it is a copy, unit for unit, so that its checksum need not be taken again.
+        """
         self.add(f"tl.store({self._pointer(position, place)}, {value}, mask=live[:, None])")
-        self._hash(position, value, place)
+        if copy_of is None:
+            self._hash(position, value, place)
+        else:
+            self._twins[position] = self._twins.get(copy_of, copy_of)
 
     # ---- several symbols a slot
 
@@ -146,7 +153,7 @@ class KernelWriter:
             lines.append(f"        shard = tl.arange(0, {self._width})[None, :]")
             empty = "tl.zeros([SLOTS, WORDS // GROUP], tl.uint64)"
             if self._one_symbol:
-                lines += [f"        hash{p} = {empty}" for p in range(self.positions)]
+                lines += [f"        hash{p} = {empty}" for p in range(self.positions) if p not in self._twins]
             else:
                 lines.append(f"        total = tl.zeros([SLOTS, {self._width}], tl.int64)")
         lines.append("        for column in range(first, tl.minimum(first + per_tile, columns)):")
@@ -206,9 +213,9 @@ class KernelWriter:
 
     def _join(self) -> Iterator[str]:
         """All shards' sums as one tensor, so that threads exchange them only once."""
-        names = [
-            f"tl.sum(hash{min(p, self.positions - 1)}, 1)" for p in range(self._width)
-        ]  # the surplus is masked off
+        taken = [self._twins.get(p, p) for p in range(self.positions)]
+        # What is more than there are positions is masked off in the end.
+        names = [f"tl.sum(hash{taken[min(p, self.positions - 1)]}, 1)" for p in range(self._width)]
         depth = 0
         while len(names) > 1:
             # What is joined last becomes the innermost axis, so position p is paired with p + half.

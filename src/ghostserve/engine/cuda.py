@@ -21,6 +21,7 @@ from ghostserve.engine.launch import WorkerConfig
 from ghostserve.engine.model import ShardedModel
 from ghostserve.engine.weights import HostWeights
 from ghostserve.errors import CudaError
+from ghostserve.parity.file_store import FileStore
 from ghostserve.parity.memory import SharedRegion
 from ghostserve.parity.store import ParityStore
 
@@ -171,7 +172,7 @@ class CudaHardware(Hardware):
                 shard_map=spec.shard_map,
                 mirrors=self._mirrors,
             )
-        if self._payload is None:
+        if self._payload is None and not isinstance(store, FileStore):
             self._payload = StorePayload(runtime, store)
         path = CudaDataPath(
             runtime=runtime,

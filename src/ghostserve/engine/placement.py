@@ -57,8 +57,6 @@ def place(config: EngineConfig, spec: ModelSpec, *, gather: Callable[[], object]
     if config.device == "auto" and (facts.problem is not None or not facts.devices):
         return Placement("cpu", (), "host", (f"no GPU is usable: {facts.problem or 'none is visible'}",))
     strategy = config.strategy
-    if not strategy.on_cuda:
-        raise ConfigError(f"protect {strategy.name!r} works on the CPU only; on CUDA allowed: parity, none")
     kept = strategy.code(spec.shard_map.num_shards) is not None
     if kept:
         _check_kernels(config, spec)
@@ -77,6 +75,8 @@ def place(config: EngineConfig, spec: ModelSpec, *, gather: Callable[[], object]
         raise ConfigError(f"data_path 'cuda-ipc' can't be had here: {reasons[-1]}; allowed: auto, cuda-staged")
     elif config.data_path != "auto":
         path, reasons = config.data_path, (*reasons, f"the data path was set to {config.data_path}")
+    if kept:
+        reasons = (*reasons, f"protect {strategy.name}: kept in {strategy.medium}")
     return Placement("cuda", choice.devices, path, reasons, _environment(choice.environment))
 
 

@@ -12,6 +12,7 @@ from ghostserve.parity.geometry import StoreGeometry
 from ghostserve.parity.limits import format_bytes
 from ghostserve.parity.memory import SharedRegion
 from ghostserve.parity.ranges import SlotRange
+from ghostserve.parity.slots import SlotTable
 from ghostserve.parity.store import ParityStore, Rows, Store
 
 __all__ = ["FileStore"]
@@ -84,16 +85,23 @@ class FileStore(ParityStore):
         return (self.region.fd, self._file)
 
     def write(
-        self, epoch: int, ranges: SlotRange | Sequence[SlotRange], parity: NDArray[np.uint8],
+        self, epoch: int, ranges: SlotRange | Sequence[SlotRange] | SlotTable, parity: NDArray[np.uint8],
         checksums: NDArray[np.uint64],
     ) -> None:  # fmt: skip
-        """Hand the slots of `ranges` to the file; they are not committed before `settle`. See `ParityStore.write`."""
-        asked = [ranges] if isinstance(ranges, SlotRange) else list(ranges)
+        """Hand the slots of `ranges` to the file; they are not committed before `settle`. See `ParityStore.write`.
+
+        Where the disk refuses, nothing that was written since the last `settle` will be committed: the flush failed.
+        """
+        asked = [ranges] if isinstance(ranges, SlotRange) else ranges
         rows = self._rows(asked)
         self._check_parity(asked, parity)
         records = list(self._recording(asked, rows, checksums))  # before anything changes: it raises for what can't be
         self.begin(epoch, asked)
-        self._pwrite(rows, parity)
+        try:
+            self._pwrite(rows, parity)
+        except OSError:
+            self._written.clear()
+            raise
         self._written.append((epoch, records))
 
     def settle(self, epoch: int) -> None:
@@ -115,13 +123,24 @@ class FileStore(ParityStore):
 
     def parity_shard(self, ranges: Sequence[SlotRange], index: int) -> NDArray[np.uint8]:
         """Parity shard `index`, uint8 (S, slot_bytes), read from the file."""
-        g = self.geometry
-        rows = self._rows(ranges)
-        places = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-        out = np.empty((places.size, g.slot_bytes), dtype=np.uint8)
-        for shard, row in zip(out, places, strict=True):
-            self._read_into(shard, (int(row) * g.num_parity + index) * g.slot_bytes)
-        return out
+        runs = [(place, start, stop - start) for start, stop, place in _runs(self._rows(ranges))]
+        out = np.empty((sum(count for _, _, count in runs), 1, self.geometry.slot_bytes), dtype=np.uint8)
+        self.read_shards(runs, index, out)
+        return out[:, 0]
+
+    def read_shards(self, runs: Sequence[tuple[int, int, int]], first: int, out: NDArray[np.uint8]) -> None:
+        """Read parity shards from `first` on, as many as `out` has, uint8 (S, shards, slot_bytes), contiguous.
+
+        `runs`: rows that follow each other: (place of the first in `out`, its row in the store, how many).
+        """
+        whole = out.shape[1] == self.geometry.num_parity
+        for place, row, count in runs:
+            at = row * self._row_bytes + first * self.geometry.slot_bytes
+            if whole:
+                self._read_into(out[place : place + count], at)
+                continue
+            for i in range(count):
+                self._read_into(out[place + i], at + i * self._row_bytes)
 
     @property
     def payload_address(self) -> int:

@@ -182,9 +182,10 @@ class ParityStore:
         yield Store(self._payload, rows, parity)
         yield from self._recording(ranges, rows, checksums)
 
-    def _check_parity(self, ranges: Sequence[SlotRange], parity: NDArray[np.uint8]) -> None:
+    def _check_parity(self, ranges: Sequence[SlotRange] | SlotTable, parity: NDArray[np.uint8]) -> None:
         g = self.geometry
-        shape = (num_slots(ranges), g.num_parity, g.slot_bytes)
+        slots = len(ranges) if isinstance(ranges, SlotTable) else num_slots(ranges)
+        shape = (slots, g.num_parity, g.slot_bytes)
         if parity.shape != shape:
             raise ValueError(f"parity has shape {parity.shape}, not {shape}")
 

@@ -27,8 +27,8 @@ class Strategy(ABC):
     """
 
     name: str
-    on_cuda: bool = True
-    """False where the GPU data paths don't serve it."""
+    medium: str = "host memory"
+    """Where it is kept, for the status."""
 
     @abstractmethod
     def __init__(self, parity: str) -> None:

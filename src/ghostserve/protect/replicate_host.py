@@ -15,7 +15,6 @@ __all__ = ["ReplicateHost"]
 
 class ReplicateHost(Strategy):
     name = "replicate-host"
-    on_cuda = False
 
     def __init__(self, parity: str) -> None:
         return  # no code to choose

@@ -17,7 +17,7 @@ __all__ = ["ReplicateSsd"]
 
 class ReplicateSsd(Strategy):
     name = "replicate-ssd"
-    on_cuda = False
+    medium = "a file, by way of host memory"
 
     def __init__(self, parity: str) -> None:
         return  # no code to choose

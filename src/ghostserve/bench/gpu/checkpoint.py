@@ -1,8 +1,13 @@
-"""A checkpoint of one prefill chunk into the parity store, against copying all shards out over the same link."""
+"""A checkpoint of one prefill chunk into the parity store, against the same of copies over the same link.
+
+Copies are held against it twice: as bare as can be (already gathered, not verifiable, committed nowhere), and as the
+strategy `replicate-host` keeps them.
+"""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,6 +18,7 @@ from ghostserve.bench.gpu.ways import Way, Ways
 from ghostserve.bench.gpu.world import World
 from ghostserve.codes.cpu import CpuBackend
 from ghostserve.cuda.runtime import CudaRuntime, Runtime
+from ghostserve.protect import ReplicateHost
 
 __all__ = ["CheckpointFigure", "CheckpointScale", "bench_checkpoint"]
 
@@ -39,7 +45,8 @@ class CheckpointScale:
 class CheckpointFigure:
     """Seconds on the host's clock, from the call to its return; `in_store`: until the last parity byte was there.
 
-    `copy_all`: all data shards of the same slots, contiguous, to memory registered alike.
+    `copy_all`: all data shards of the same slots, contiguous, to memory registered alike. `replicate`: a flush of the
+    same chunks under `replicate-host`, in the mode that is fastest here.
     """
 
     shape: str
@@ -52,6 +59,7 @@ class CheckpointFigure:
     seconds: Spread
     in_store: Spread | None
     copy_all: Spread
+    replicate: Spread
 
     @property
     def gbps(self) -> float:
@@ -65,6 +73,10 @@ class CheckpointFigure:
     @property
     def faster(self) -> float:
         return self.copy_all.median / self.seconds.median
+
+    @property
+    def faster_than_replicate(self) -> float:
+        return self.replicate.median / self.seconds.median
 
     @property
     def limit(self) -> float:
@@ -88,32 +100,43 @@ def bench_checkpoint(
     for parity in scale.codes:
         say(f"{parity}: filling caches, registering the store")
         blocks = scale.shape.blocks(scale.tokens) * scale.chunks
-        with World(runtime, scale.shape, blocks, parity, num_parity_blocks=blocks) as world:
+        with ExitStack() as stack:
+            world = stack.enter_context(World(runtime, scale.shape, blocks, parity, num_parity_blocks=blocks))
             ways = Ways(world, tokens=scale.tokens, chunks=scale.chunks)
-            try:
-                flushes = [*ways.flushes(), *ways.kernels_alone(scale.programs)]
-                say(f"{parity}: comparing bytes of {len(flushes)} ways")
-                for way in flushes:
-                    ways.check(way, backend, samples=scale.samples)
-                alone += _alone(ways, flushes, scale, say)
-                beside += bench_beside(ways, [ways.copy_all(), *flushes], scale.matmuls, say)
-            finally:
-                ways.close()
+            stack.callback(ways.close)
+            copied = stack.enter_context(
+                World(runtime, scale.shape, blocks, "copy", num_parity_blocks=blocks, arenas=world.arenas)
+            )
+            copies = Ways(copied, tokens=scale.tokens, chunks=scale.chunks)
+            stack.callback(copies.close)
+            flushes = [*ways.flushes(), *ways.kernels_alone(scale.programs)]
+            replicas = [replace(way, name=f"{ReplicateHost.name}: {way.name}") for way in copies.flushes()]
+            say(f"{parity}: comparing bytes of {len(flushes) + len(replicas)} ways")
+            for at, way in [*((ways, way) for way in flushes), *((copies, way) for way in replicas)]:
+                at.check(way, backend, samples=scale.samples)
+            alone += _alone(ways, flushes, copies, replicas, scale, say)
+            beside += bench_beside(ways, [ways.copy_all(), *flushes, replicas[-1]], scale.matmuls, say)
     return alone, beside
 
 
 def _alone(
-    ways: Ways, flushes: list[Way], scale: CheckpointScale, say: Callable[[str], None]
+    ways: Ways,
+    flushes: Sequence[Way],
+    copies: Ways,
+    replicas: Sequence[Way],
+    scale: CheckpointScale,
+    say: Callable[[str], None],
 ) -> list[CheckpointFigure]:
     world = ways.world
-    say(f"{world.code}: {scale.rounds} rounds of {len(flushes)} ways and of copying all")
+    every = [*((way, world.code) for way in flushes), *((way, copies.world.code) for way in replicas)]
+    say(f"{world.code}: {scale.rounds} rounds of {len(every)} ways and of copying all")
     copy_all = ways.copy_all()
-    taken: dict[str, list[float]] = {way.name: [] for way in (*flushes, copy_all)}
-    in_store: dict[str, list[float]] = {way.name: [] for way in flushes}
+    taken: dict[str, list[float]] = {way.name: [] for way in (*flushes, *replicas, copy_all)}
+    in_store: dict[str, list[float]] = {way.name: [] for way, _ in every}
     clock = Clock(world.runtime.device)
     with quiet():
         for number in range(-1, scale.rounds):  # round -1 warms up
-            for way in (copy_all, *flushes):
+            for way in (copy_all, *flushes, *replicas):
                 clock.wait()
                 began = time.perf_counter()
                 arrived = way.run(number % ways.chunks)
@@ -122,18 +145,20 @@ def _alone(
                     taken[way.name].append(seconds)
                     if arrived is not None:
                         in_store[way.name].append(arrived - began)
+    replicate = min((Spread.of(taken[way.name]) for way in replicas), key=lambda spread: spread.median)
     return [
         CheckpointFigure(
             shape=scale.shape.name,
-            code=str(world.code),
+            code=str(code),
             way=way.name,
             tokens=scale.tokens,
-            data_shards=world.code.n,
-            parity_shards=world.code.k,
+            data_shards=code.n,
+            parity_shards=code.k,
             slot_bytes=world.layout.slot_bytes,
             seconds=Spread.of(taken[way.name]),
             in_store=Spread.of(in_store[way.name]) if in_store[way.name] else None,
             copy_all=Spread.of(taken[copy_all.name]),
+            replicate=replicate,
         )
-        for way in flushes
+        for way, code in every
     ]

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -63,11 +64,7 @@ class Ways:
             self._kernels = Kernels(world.layout, runtime.device)
             self._ring = undo.enter_context(Ring(runtime))
             self._stream = runtime.stream(low_priority=True)
-            everything = blocks * size * world.layout.slot_bytes * world.code.n
-            self._source = undo.enter_context(DeviceArena.allocate(runtime, everything))
-            fill(self._source.tensor, torch.Generator(runtime.device).manual_seed(9))
-            region = undo.enter_context(SharedRegion.create("ghostserve-bench", everything))
-            self._target = undo.enter_context(RegisteredRegion(runtime, region))
+            self._everything = blocks * size * world.layout.slot_bytes * world.code.n
             self._open = undo.pop_all()
 
     def flushes(self) -> Iterator[Way]:
@@ -133,15 +130,23 @@ class Ways:
     def copy_all(self) -> Way:
         """All data shards of a chunk, already gathered: what copying the cache out would cost at best."""
         stream, runtime = self._stream, self.world.runtime
+        source, target = self._gathered
 
         def run(chunk: int) -> float | None:
-            source = self._source.address
-            for address, nbytes in self._target.split(self._target.address, self._target.nbytes):
-                runtime.copy(address, source + address - self._target.address, nbytes, stream)
+            for address, nbytes in target.split(target.address, target.nbytes):
+                runtime.copy(address, source.address + address - target.address, nbytes, stream)
             stream.synchronize()
             return None
 
         return Way("copy all shards", run, self.ranges, commits=False)
+
+    @cached_property
+    def _gathered(self) -> tuple[DeviceArena, RegisteredRegion]:
+        runtime = self.world.runtime
+        source = self._open.enter_context(DeviceArena.allocate(runtime, self._everything))
+        fill(source.tensor, torch.Generator(runtime.device).manual_seed(9))
+        region = self._open.enter_context(SharedRegion.create("ghostserve-bench", self._everything))
+        return source, self._open.enter_context(RegisteredRegion(runtime, region))
 
     def check(self, way: Way, backend: Backend, *, samples: int) -> None:
         """Flush every chunk over poison, and compare with the CPU. Raises `WrongBytesError`."""

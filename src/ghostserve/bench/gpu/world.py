@@ -33,26 +33,34 @@ class World:
     """`shape.ranks` caches of random bytes and an empty store; `close` gives all of it back."""
 
     def __init__(
-        self, runtime: Runtime, shape: CacheShape, num_blocks: int, parity: str, *, num_parity_blocks: int
+        self,
+        runtime: Runtime,
+        shape: CacheShape,
+        num_blocks: int,
+        parity: str,
+        *,
+        num_parity_blocks: int,
+        arenas: Sequence[DeviceArena] = (),
     ) -> None:
-        """Raises `DeviceMemoryError` or `MemoryBudgetError` where there is no room, `ConfigError` for parity "none"."""
+        """`arenas`: the caches of another world of this shape, which is closed later; none: new ones are made.
+
+        Raises `DeviceMemoryError` or `MemoryBudgetError` where there is no room, `ConfigError` for parity "none"."""
         code = make_code(parity, shape.ranks)
         if code is None:
             raise ConfigError("parity 'none' leaves nothing to measure")
         self.runtime, self.shape, self.code = runtime, shape, code
         self.layout = shape.layout(num_blocks)
         self.shard_map = ShardMap(shape.ranks, shape.ranks)
-        require_device_memory(
-            runtime.device, shape.ranks * self.layout.total_bytes, f"{shape.ranks} caches of {shape.name}"
-        )
+        missing = shape.ranks - len(arenas)
+        require_device_memory(runtime.device, missing * self.layout.total_bytes, f"{missing} caches of {shape.name}")
         self.closing = ExitStack()
         with ExitStack() as undo:
             geometry = StoreGeometry(code.n, code.k, num_parity_blocks, shape.block_size, self.layout.slot_bytes)
             self.store = ParityStore.create(geometry)
             undo.callback(self.store.close)
             generator = torch.Generator(runtime.device).manual_seed(11)
-            self.arenas: list[DeviceArena] = []
-            for _ in range(shape.ranks):
+            self.arenas = list(arenas)
+            for _ in range(missing):
                 self.arenas.append(DeviceArena.allocate(runtime, self.layout.total_bytes))
                 undo.callback(self.arenas[-1].close)
                 fill(self.arenas[-1].tensor, generator)
