@@ -1,6 +1,7 @@
 """Every strategy under the same arrivals and the same failures, in one run; tokens are checked before figures are."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import msgspec
@@ -76,22 +77,22 @@ def bench_online(config: EngineConfig, load: Load, plan: Plan, *, progress: Call
     """Raises `ConfigError` for bad settings or if every strategy is refused, `GhostServeError` for a wrong token."""
     check_settings(load, plan, config.tensor_parallel_size)
     config = msgspec.structs.replace(config, model=str(resolve_checkpoint(config.model)))
-    config = sized(config, load.arrivals(1.0))
+    sizes = load.arrivals(1.0)
+    config = sized(config, sizes)
+    # On a CPU other programs come and go: engines that live at once and take turns are hit alike. A GPU holds one.
+    groups = [plan.strategies] if config.device == "cpu" else [(strategy,) for strategy in plan.strategies]
     online: Online | None = None
     refused: dict[str, str] = {}
     runs: list[_Run] = []
-    for strategy in plan.strategies:
-        try:
-            stage = Stage(configure(config, strategy), skip_rebuild=plan.sabotage)
-        except (ConfigError, MemoryBudgetError, DiskBudgetError) as error:
-            refused[strategy] = str(error)
-            progress(f"{strategy} is refused: {error}")
-            continue
-        run = _Run(strategy, stage)
-        runs.append(run)
-        progress(f"{strategy}: starting")
-        with stage:
-            online = _run(run, load, plan, online, _named(progress, strategy))
+    for group in groups:
+        with ExitStack() as stack:
+            opened = _open(stack, config, group, plan, refused, progress)
+            for run in opened:
+                warm_up(run.stage, sizes, limit=plan.limit, progress=_named(progress, run.strategy))
+            if opened:
+                online = online or _prepare(opened[0].stage, load, plan, _named(progress, opened[0].strategy))
+                _take_turns(opened, online, plan, progress)
+            runs += opened
     if online is None:
         raise ConfigError(f"no strategy can run here: {next(iter(refused.values()))}")
     online.refused = refused
@@ -131,26 +132,48 @@ def sized(config: EngineConfig, arrivals: Sequence[Arrival]) -> EngineConfig:
     )
 
 
-def _run(run: _Run, load: Load, plan: Plan, online: Online | None, progress: Callable[[str], None]) -> Online:
-    """All cases of one strategy; the first one gauges the machine for all."""
-    stage = run.stage
-    sizes = load.arrivals(1.0)
-    warm_up(stage, sizes, limit=plan.limit, progress=progress)
-    if online is None:
-        online = _prepare(stage, load, plan, gauge(stage, sizes, limit=plan.limit, progress=progress))
-    try:
-        for number, case in enumerate(online.cases):
-            say = _named(progress, f"failures {case.label}")
-            say(f"{len(online.arrivals)} requests in {online.arrivals[-1].at_seconds:.0f} s")
-            played = play(stage, online.arrivals, case, name=f"case{number}", limit=plan.limit, progress=say)
-            run.played.append((case, played))
-    except GhostServeError as error:
-        online.failed[run.strategy] = str(error)
-        progress(f"failed: {error}")
-    return online
+def _open(
+    stack: ExitStack,
+    config: EngineConfig,
+    strategies: Sequence[str],
+    plan: Plan,
+    refused: dict[str, str],
+    progress: Callable[[str], None],
+) -> list[_Run]:
+    """Engines that serve, until `stack` ends; why the others don't goes into `refused`."""
+    opened = []
+    for strategy in strategies:
+        try:
+            stage = Stage(configure(config, strategy), skip_rebuild=plan.sabotage)
+        except (ConfigError, MemoryBudgetError, DiskBudgetError) as error:
+            refused[strategy] = str(error)
+            progress(f"{strategy} is refused: {error}")
+            continue
+        progress(f"{strategy}: starting")
+        opened.append(_Run(strategy, stack.enter_context(stage)))
+    return opened
 
 
-def _prepare(stage: Stage, load: Load, plan: Plan, gauged: Gauged) -> Online:
+def _take_turns(runs: Sequence[_Run], online: Online, plan: Plan, progress: Callable[[str], None]) -> None:
+    """All cases on all engines; each case begins with the engine that ended the one before."""
+    for number, case in enumerate(online.cases):
+        for run in runs if number % 2 == 0 else reversed(runs):
+            if run.strategy in online.failed:
+                continue
+            say = _named(progress, f"failures {case.label}, {run.strategy}")
+            say(f"{len(online.arrivals)} requests in {online.arrivals[-1].at_seconds:.1f} s")
+            try:
+                played = play(run.stage, online.arrivals, case, name=f"case{number}", limit=plan.limit, progress=say)
+            except GhostServeError as error:
+                online.failed[run.strategy] = f"failures {case.label}: {error}"
+                say(f"failed: {error}")
+            else:
+                run.played.append((case, played))
+
+
+def _prepare(stage: Stage, load: Load, plan: Plan, progress: Callable[[str], None]) -> Online:
+    """What is sent to all, from what this machine can take."""
+    gauged = gauge(stage, load.arrivals(1.0), limit=plan.limit, progress=progress)
     rate = load.rate if load.rate is not None else gauged.rate
     arrivals = load.arrivals(rate)
     span = arrivals[-1].at_seconds

@@ -6,7 +6,13 @@ from typing import Any
 
 __all__ = ["draw_online"]
 
-_COLOURS = ("#8d99ae", "#e9a15b", "#c97b63", "#61a5c2", "#14507a")
+_COLOURS = {
+    "none": "#8d99ae",
+    "replicate-host": "#e9a15b",
+    "replicate-ssd": "#c97b63",
+    "parity-rebuild": "#61a5c2",
+    "parity-hybrid": "#14507a",
+}
 
 
 def draw_online(online: Mapping[str, Any], folder: Path) -> Path:
@@ -17,7 +23,7 @@ def draw_online(online: Mapping[str, Any], folder: Path) -> Path:
     figures: Sequence[Mapping[str, Any]] = online["figures"]
     strategies = list(dict.fromkeys(f["strategy"] for f in figures))
     cases = [case["label"] for case in online["cases"]]
-    colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(strategies)}
+    colours = {name: _COLOURS[name] for name in strategies}
     drawing = Figure(figsize=(11, 3.6), layout="constrained")
     p50, p99, whole = drawing.subplots(1, 3)
     for axes, name in ((p50, "p50"), (p99, "p99")):
