@@ -21,8 +21,10 @@ from ghostserve.bench.online.history import (
 )
 from ghostserve.bench.online.load import Load
 from ghostserve.bench.online.strategies import STRATEGIES, configure
+from ghostserve.bench.online.striker import Striker
 from ghostserve.cli.main import main
 from ghostserve.engine.config import EngineConfig
+from ghostserve.engine.messages import Draw, SequencePart, StepPlan
 from ghostserve.errors import ConfigError
 from ghostserve.status import RecoveryRecord
 
@@ -105,6 +107,45 @@ def test_every_strategy_is_one_of_the_engine() -> None:
         configure(base, "luck")
 
 
+# ---- when it strikes
+
+
+def plan(number: int, **counters: int | None) -> StepPlan:
+    """A step of these requests: each draws its token of that number, None: a part of a prompt that draws nothing."""
+    parts = tuple(
+        SequencePart(name, (1,), 0, (0,), None if counter is None else Draw(0.0, 1.0, 0, 0, counter, None))
+        for name, counter in counters.items()
+    )
+    return StepPlan(number, parts)
+
+
+def test_a_hit_strikes_in_the_step_of_its_token_and_one_at_a_time() -> None:
+    killed: list[int] = []
+    striker = Striker({"a": Hit(0, 2, rank=1), "b": Hit(1, 0, rank=0)}, lambda rank: not killed.append(rank))
+    for number, counters in enumerate(({"a": None, "c": 9}, {"a": 0}, {"a": 1, "b": None})):
+        striker.step_sent(plan(number, **counters))
+    assert killed == []
+    striker.step_sent(plan(3, a=2, b=0))
+    assert (killed, striker.pending) == ([1], 1)
+    striker.step_sent(plan(4, a=3, b=1))  # the recovery is not over yet
+    assert killed == [1]
+    striker.resumed()
+    striker.step_sent(plan(5, a=4, b=2))
+    assert (killed, striker.pending) == ([1, 0], 0)
+    striker.resumed()
+    striker.step_sent(plan(6, a=5, b=3))
+    assert killed == [1, 0]
+
+
+def test_a_hit_without_a_victim_waits_for_the_next_step() -> None:
+    alive = iter([False, True])
+    striker = Striker({"a": Hit(0, 1, rank=0)}, lambda rank: next(alive))
+    striker.step_sent(plan(1, a=1))
+    assert striker.pending == 1
+    striker.step_sent(plan(2, a=2))
+    assert striker.pending == 0
+
+
 # ---- what is computed
 
 
@@ -169,7 +210,8 @@ def test_a_struck_request_has_recovered_when_it_is_beyond_where_it_was() -> None
 
 
 def test_a_kill_that_strikes_nobody_is_over_when_the_group_serves() -> None:
-    history = History(kills=[Kill(1.0, 0)], lost=[1.1], resumed=[(0.5, RECORD), (3.0, RECORD)])
+    history = History(kills=[Kill(1.0, 0)], lost=[1.1], resumed=[(0.5, RECORD), (1.05, RECORD), (3.0, RECORD)])
+    # The second is the end of an earlier recovery: this death had not been noticed yet.
     assert struck(history, history.kills[0]) == []
     assert recovery_seconds(history, history.kills[0]) == 2.0
     assert recovery_seconds(history, Kill(4.0, 0)) is None

@@ -84,7 +84,7 @@ def useful_seconds(steps: Sequence[Step]) -> float:
 
 def struck(history: History, kill: Kill) -> list[Struck]:
     """Every request that was partly computed at `kill` and had to go on after it."""
-    noticed = next((moment for moment in history.lost if moment >= kill.at), None)
+    noticed = _noticed(history, kill)
     if noticed is None:
         return []
     reached: dict[str, int] = {}
@@ -108,7 +108,12 @@ def recovery_seconds(history: History, kill: Kill) -> float | None:
 
     None if no recovery followed.
     """
-    resumed = next((moment for moment, _ in history.resumed if moment >= kill.at), None)
+    noticed = _noticed(history, kill)
+    resumed = next((moment for moment, _ in history.resumed if noticed is not None and moment >= noticed), None)
     if resumed is None:
         return None
     return max([resumed - kill.at, *(one.seconds for one in struck(history, kill))])
+
+
+def _noticed(history: History, kill: Kill) -> float | None:
+    return next((moment for moment in history.lost if moment >= kill.at), None)

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from ghostserve.bench.online.faults import Hit
 from ghostserve.bench.online.history import History, Kill, Share, Step
+from ghostserve.bench.online.striker import Striker
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.coordinator import Options
 from ghostserve.engine.engine import Engine
@@ -32,8 +33,7 @@ class Stage:
         """`skip_rebuild`: sabotage, for the proof that a wrong token is found."""
         self.history = History()
         self._lock = threading.Lock()
-        self._hits: dict[str, Hit] = {}
-        self._may_strike = True
+        self._striker = Striker({}, self.kill)
         self._sent = 0.0
         self.on_kill: Callable[[], None] = lambda: None
         options = Options(record=True, observer=self._observe, skip_rebuild=skip_rebuild)
@@ -63,13 +63,12 @@ class Stage:
         """A new history; `hits` by request id are to strike in it."""
         with self._lock:
             self.history = History()
-            self._hits = dict(hits)
-            self._may_strike = True
+            self._striker = Striker(hits, self.kill)
 
     @property
     def pending_hits(self) -> int:
         """Hits that have not struck yet."""
-        return len(self._hits)
+        return self._striker.pending
 
     def kill(self, rank: int) -> bool:
         """SIGKILL the process that has `rank` now; False if none has, as it is lost already."""
@@ -96,7 +95,7 @@ class Stage:
                 plan = details["plan"]
                 assert isinstance(plan, StepPlan)
                 if not details["replay"]:
-                    self._strike(plan)
+                    self._striker.step_sent(plan)
             case "answered":
                 entry = details["entry"]
                 assert isinstance(entry, LoggedStep)
@@ -110,18 +109,7 @@ class Stage:
                 assert isinstance(record, RecoveryRecord)
                 with self._lock:
                     self.history.resumed.append((now, record))
-                self._may_strike = True
-
-    def _strike(self, plan: StepPlan) -> None:
-        # One at a time: the next waits until this one is over, or two hits could come to more than the parity covers.
-        if not self._may_strike or not self._hits:
-            return
-        for part in plan.parts:
-            hit = self._hits.get(part.request_id)
-            if hit is not None and part.draw is not None and part.draw.counter >= hit.token and self.kill(hit.rank):
-                del self._hits[part.request_id]
-                self._may_strike = False
-                return
+                self._striker.resumed()
 
 
 def _shares(entry: LoggedStep) -> tuple[Share, ...]:
