@@ -37,6 +37,8 @@ class Shape:
     dtype: str
     context: int
     kv_bytes: int
+    head_size: int = 0
+    """0: `hidden` shared out over the heads."""
 
     @property
     def config(self) -> LlamaConfig:
@@ -45,7 +47,7 @@ class Shape:
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             num_key_value_heads=self.kv_heads,
-            head_dim=self.hidden // self.heads,
+            head_dim=self.head_size or self.hidden // self.heads,
             intermediate_size=self.intermediate,
             vocab_size=self.vocabulary,
             max_position_embeddings=8192,
@@ -58,6 +60,9 @@ SHAPES = {
     "tiny": Shape(256, 2, 8, 4, 512, 1024, "bfloat16", 1024, 64 << 20),
     "llama-3.2-1b": Shape(2048, 16, 32, 8, 8192, 128_256, "bfloat16", 2048, 1 << 30),
     "llama-3-8b": Shape(4096, 32, 32, 8, 14336, 128_256, "bfloat16", 2048, 4 << 30),
+    # On 4 ranks each has the shard of one rank of Llama-3-70B at TP 8, with 20 of its 80 layers: all 4 together do
+    # the work of that one rank, and fit one GPU.
+    "llama-3-70b-rank": Shape(8192, 20, 32, 4, 14336, 128_256, "bfloat16", 2048, 4 << 30, head_size=128),
 }
 
 

@@ -29,6 +29,9 @@ def bench_config(
     device: str = "cpu",
     kv_cache_memory: int = 256 << 20,
     max_model_len: int | None = None,
+    max_num_seqs: int = 16,
+    max_num_batched_tokens: int = 256,
+    dtype: str = "auto",
 ) -> EngineConfig:
     """The same settings for every variant but for what is compared."""
     return EngineConfig(
@@ -39,8 +42,9 @@ def bench_config(
         device=device,
         kv_cache_memory=kv_cache_memory,
         max_model_len=max_model_len,
-        max_num_seqs=16,
-        max_num_batched_tokens=256,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        dtype=dtype,
     )
 
 

@@ -4,13 +4,14 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ghostserve.cli.commands.online import OnlineOptions
 from ghostserve.cli.machine import machine
 from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError
@@ -18,7 +19,7 @@ from ghostserve.errors import ConfigError
 __all__ = ["BENCHMARKS", "GPU_ONLY", "NOT_IN_ALL", "BenchSettings", "run_bench"]
 
 BENCHMARKS = ("codes", "overhead", "pause", "hybrid")
-NOT_IN_ALL = ("vllm",)
+NOT_IN_ALL = ("vllm", "online")
 GPU_ONLY = ("kernels", "checkpoint", "rebuild")
 _EVERYTHING, _EVERYTHING_GPU = "all", "gpu-all"
 _DEVICES = ("cpu", "cuda")
@@ -38,6 +39,7 @@ class BenchSettings:
     shape: str | None
     output: Path | None
     plot: Path | None
+    online: OnlineOptions = field(default_factory=OnlineOptions)
 
 
 def run_bench(which: str, settings: BenchSettings) -> int:
@@ -59,6 +61,7 @@ def run_bench(which: str, settings: BenchSettings) -> int:
         for name in own:
             results[name] = _RUN[name](console, settings)
             _save(results, settings)
+            failed = failed or (name == "online" and bool(results[name]["failed"]))
     return int(failed)
 
 
@@ -228,12 +231,20 @@ def _hybrid(console: Console, settings: BenchSettings) -> list[dict[str, Any]]:
     return [asdict(f) for f in figures]
 
 
+def _online(console: Console, settings: BenchSettings) -> dict[str, Any]:
+    from ghostserve.cli.online import run_online
+
+    with _progress(console, "online") as say:
+        return run_online(console, settings, settings.online, say)
+
+
 _RUN: dict[str, Callable[[Console, BenchSettings], Any]] = {
     "codes": _codes,
     "overhead": _overhead,
     "pause": _pause,
     "hybrid": _hybrid,
     "vllm": _vllm,
+    "online": _online,
 }
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ghostserve.cli.commands.online import OnlineOptions
 from ghostserve.cli.options import Ranks
 
 __all__ = ["bench"]
@@ -20,6 +21,7 @@ def bench(
     shape: str | None = None,
     output: Path | None = None,
     plot: Path | None = None,
+    online: OnlineOptions | None = None,
 ) -> int:
     """Measure GhostServe on this machine: every figure is a ratio from one run.
 
@@ -29,7 +31,8 @@ def bench(
     ----------
     which
         codes, overhead, pause, hybrid, or all of these; on a GPU kernels, checkpoint, rebuild, or gpu-all: these and
-        overhead; where vLLM is installed vllm: throughput and pause of its plug-in.
+        overhead; where vLLM is installed vllm: throughput and pause of its plug-in; online: requests that come on their
+        own, with failures meanwhile, under every strategy.
     model
         A transformers checkpoint folder, or a .gguf file; the bundled SmolLM2-135M-Instruct by default.
     tensor_parallel_size
@@ -43,12 +46,14 @@ def bench(
         pause runs its engines.
     quick
         GPU benchmarks at small sizes: whether they run, not how fast things are. pause and vllm: only with a standby.
+        online: three strategies and few requests.
     shape
-        pause runs a model of this shape with random weights: tiny, llama-3.2-1b, llama-3-8b.
+        pause and online run a model of this shape with random weights: tiny, llama-3.2-1b, llama-3-8b,
+        llama-3-70b-rank.
     output
         Write the figures to this file, as JSON, after each benchmark.
     plot
-        Draw the GPU benchmarks' figures into this folder.
+        Draw the figures of online and of the GPU benchmarks into this folder.
     """
     from ghostserve.cli.bench import BenchSettings, run_bench
 
@@ -64,5 +69,6 @@ def bench(
             shape=shape,
             output=output,
             plot=plot,
+            online=online or OnlineOptions(),
         ),
     )
