@@ -19,7 +19,7 @@ __all__ = ["BENCHMARKS", "GPU_ONLY", "NOT_IN_ALL", "BenchSettings", "run_bench"]
 
 BENCHMARKS = ("codes", "overhead", "pause", "hybrid")
 NOT_IN_ALL = ("vllm",)
-GPU_ONLY = ("kernels", "checkpoint", "rebuild")
+GPU_ONLY = ("kernels", "checkpoint", "rebuild", "contexts")
 _EVERYTHING, _EVERYTHING_GPU = "all", "gpu-all"
 _DEVICES = ("cpu", "cuda")
 _LOG_WIDTH = 170  # of a file: the widest table, unbroken

@@ -28,8 +28,8 @@ def bench(
     Parameters
     ----------
     which
-        codes, overhead, pause, hybrid, or all of these; on a GPU kernels, checkpoint, rebuild, or gpu-all: these and
-        overhead; where vLLM is installed vllm: throughput and pause of its plug-in.
+        codes, overhead, pause, hybrid, or all of these; on a GPU kernels, checkpoint, rebuild, contexts, or gpu-all:
+        these and overhead; where vLLM is installed vllm: throughput and pause of its plug-in.
     model
         A transformers checkpoint folder, or a .gguf file; the bundled SmolLM2-135M-Instruct by default.
     tensor_parallel_size
