@@ -1,4 +1,4 @@
-"""The GPU benchmarks' figures as pictures, from the JSON that `ghostserve bench --output` writes."""
+"""Benchmarks' figures as pictures, from the JSON that `ghostserve bench --output` writes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostserve.bench.lines import Panel, draw_panels
+from ghostserve.bench.strategies.pictures import draw_contexts, draw_hybrid, draw_sensitivity
 from ghostserve.errors import ConfigError
 
 __all__ = ["draw", "require_matplotlib"]
@@ -142,4 +143,7 @@ _PICTURES: dict[str, tuple[str, str, Callable[[Sequence[Mapping[str, Any]], Path
     "rebuild": ("rebuild", "rebuild", _rebuild),
     "overhead": ("overhead", "overhead", _overhead),
     "contexts": ("contexts", "contexts", _contexts),
+    "strategies": ("strategies", "contexts", draw_contexts),
+    "sensitivity": ("sensitivity", "sensitivity", draw_sensitivity),
+    "hybrid": ("hybrid", "refills", draw_hybrid),
 }

@@ -208,6 +208,7 @@ class Coordinator(threading.Thread):
                     self._step_done(step, sampled)
             case msg.TasksDone(_, task_ids):
                 self.serving.tasks_done(task_ids)
+                self._options.observer("committed", {"tasks": task_ids})
             case msg.FlushAbandoned(_, task_id, error):
                 log.warning("flush task %d of worker %d: its slots stay unprotected: %s", task_id, worker, error)
                 self._counts["failed_flushes"] += 1

@@ -1,6 +1,9 @@
 """`ghostserve bench`: its options."""
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from ghostserve.cli.options import Ranks
 
@@ -20,6 +23,8 @@ def bench(
     shape: str | None = None,
     output: Path | None = None,
     plot: Path | None = None,
+    contexts: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
+    axes: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
 ) -> int:
     """Measure GhostServe on this machine: every figure is a ratio from one run.
 
@@ -28,8 +33,10 @@ def bench(
     Parameters
     ----------
     which
-        codes, overhead, pause, hybrid, or all of these; on a GPU kernels, checkpoint, rebuild, contexts, or gpu-all:
-        these and overhead; where vLLM is installed vllm: throughput and pause of its plug-in.
+        codes, overhead, pause, hybrid, or all of these. strategies: every way to protect against context length;
+        sensitivity: what their figures depend on; paper: these two and hybrid, beside what the GhostServe paper says.
+        On a GPU kernels, checkpoint, rebuild, contexts, or gpu-all: these and overhead. Where vLLM is installed vllm:
+        throughput and pause of its plug-in.
     model
         A transformers checkpoint folder, or a .gguf file; the bundled SmolLM2-135M-Instruct by default.
     tensor_parallel_size
@@ -44,11 +51,16 @@ def bench(
     quick
         GPU benchmarks at small sizes: whether they run, not how fast things are. pause and vllm: only with a standby.
     shape
-        pause runs a model of this shape with random weights: tiny, llama-3.2-1b, llama-3-8b.
+        pause, strategies, sensitivity and hybrid run a model of this shape with random weights: tiny, small,
+        llama-3.2-1b, llama-3-8b.
     output
         Write the figures to this file, as JSON, after each benchmark.
     plot
-        Draw the GPU benchmarks' figures into this folder.
+        Draw the figures of the GPU benchmarks, strategies, sensitivity and hybrid into this folder.
+    contexts
+        strategies and hybrid: prompts of so many tokens, 256 512 1024 2048 by default; sensitivity: the longest.
+    axes
+        sensitivity: only these of code, ranks, sequences, flush, chunk.
     """
     from ghostserve.cli.bench import BenchSettings, run_bench
 
@@ -64,5 +76,7 @@ def bench(
             shape=shape,
             output=output,
             plot=plot,
+            contexts=contexts,
+            axes=axes,
         ),
     )

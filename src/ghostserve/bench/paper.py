@@ -1,0 +1,138 @@
+"""What the GhostServe paper says beside what was measured here: a pure function of a run's JSON."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["PAPER_MACHINE", "Row", "compare"]
+
+PAPER_MACHINE = "8x H200, SGLang, TP 8, chunks of 2K tokens"
+_NOT_RUN = "not run"
+
+Figures = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim. `here` is a figure of this run or says that there is none; `differs`: what keeps them apart."""
+
+    claim: str
+    paper: str
+    here: str
+    differs: str
+
+
+def compare(results: Figures, *, ranks: int, parity: str) -> list[Row]:
+    """A row a claim. `results`: what `ghostserve bench paper --output` writes; `ranks`, `parity`: of its strategies."""
+    rows = []
+    for claim, paper, found, differs in _CLAIMS:
+        here = next(found(results), None)
+        rows.append(Row(claim, paper, _NOT_RUN if here is None else here, differs.format(ranks=ranks, parity=parity)))
+    return rows
+
+
+def _longest(results: Figures) -> tuple[dict[str, Any], int]:
+    """way -> its figure at the longest context."""
+    figures: Sequence[Any] = results.get("strategies", {}).get("contexts", ())
+    longest = max((f["context"] for f in figures), default=0)
+    return {f["way"]: f for f in figures if f["context"] == longest}, longest
+
+
+def _parity(ways: Mapping[str, Any], recovery: str) -> Any:
+    return next((f for name, f in ways.items() if name.endswith(f", {recovery}")), None)
+
+
+def _checkpoint(results: Figures) -> Iterator[str]:
+    ways, context = _longest(results)
+    parity, copies = _parity(ways, "rebuild"), ways.get("replicate-host")
+    if parity and copies:
+        faster = copies["checkpoint"]["median"] / parity["checkpoint"]["median"]
+        yield f"{faster:.2f}x at {context:,} tokens"
+
+
+def _recovery(results: Figures) -> Iterator[str]:
+    ways, context = _longest(results)
+    parity, none, copies = _parity(ways, "rebuild"), ways.get("none"), ways.get("replicate-host")
+    if parity and none and copies:
+        own = parity["restore"]["median"]
+        yield (
+            f"{none['restore']['median'] / own:.2f}x against recomputing, {copies['restore']['median'] / own:.2f}x"
+            f" against copies, at {context:,} tokens"
+        )
+
+
+def _pause(results: Figures) -> Iterator[str]:
+    ways, context = _longest(results)
+    parity = _parity(ways, "rebuild")
+    if parity:
+        yield f"{parity['pause']['median']:.2f} s from the kill to the next token at {context:,} tokens"
+
+
+def _memory(results: Figures) -> Iterator[str]:
+    kept = {k["way"]: k for k in results.get("strategies", {}).get("kept", ())}
+    parity, copies = _parity(kept, "rebuild"), kept.get("replicate-host")
+    if parity and copies:
+        yield f"{parity['host_bytes'] / copies['host_bytes'] - 1:+.0%} against copies"
+
+
+def _decode(results: Figures) -> Iterator[str]:
+    kept = {k["way"]: k for k in results.get("strategies", {}).get("kept", ())}
+    parity = _parity(kept, "rebuild")
+    if parity:
+        ratio = parity["decode_ratio"]
+        yield f"{1 / ratio['median'] - 1:+.1%} ({1 / ratio['high'] - 1:+.1%} to {1 / ratio['low'] - 1:+.1%})"
+
+
+def _prefill(results: Figures) -> Iterator[str]:
+    ways, context = _longest(results)
+    parity = _parity(ways, "rebuild")
+    if parity:
+        ratio = parity["prefill_ratio"]
+        yield f"{ratio['median'] - 1:+.1%} ({ratio['low'] - 1:+.1%} to {ratio['high'] - 1:+.1%}) at {context:,} tokens"
+
+
+def _two_ranks(results: Figures) -> Iterator[str]:
+    at_two = [
+        f for f in results.get("sensitivity", {}).get("sensitivity", ()) if (f["axis"], f["ranks"]) == ("ranks", 2)
+    ]
+    ways = {f["kept"]["way"]: f for f in at_two}
+    parity, copies = ways.get("rs:1"), ways.get("replicate-host")
+    if parity and copies:
+        faster = copies["context"]["checkpoint"]["median"] / parity["context"]["checkpoint"]["median"]
+        share = parity["kept"]["host_bytes"] / parity["kept"]["cache_bytes"]
+        yield f"checkpoint {faster:.2f}x, host memory {share:.2f} of the cache"
+
+
+def _hybrid(results: Figures) -> Iterator[str]:
+    times: dict[int, dict[str, float]] = {}
+    for f in results.get("hybrid", {}).get("refills", ()):
+        times.setdefault(f["context"], {})[f["policy"]] = f["seconds"]["median"]
+    gains = {context: 1 - by["hybrid"] / by["rebuild"] for context, by in times.items() if "rebuild" in by}
+    if gains:
+        best = max(gains, key=lambda context: gains[context])
+        yield f"{gains[best]:+.1%} at best ({best:,} tokens), {min(gains.values()):+.1%} at worst"
+
+
+def _online(percentile: str) -> Callable[[Figures], Iterator[str]]:
+    def found(results: Figures) -> Iterator[str]:
+        at_most: Any = results.get("online", {}).get("paper", {}).get(percentile)
+        if at_most is not None:
+            yield f"{at_most:.2f}x"
+
+    return found
+
+
+_CLAIMS: tuple[tuple[str, str, Callable[[Figures], Iterator[str]], str], ...] = (
+    ("checkpoint against copying the cache to the host, 8:2", "2.7x faster", _checkpoint,
+     "{ranks} CPU ranks, {parity}: no link between device and host, a copy is a memcpy; `bench contexts` has a link"),
+    ("recovery", "2.1x faster", _recovery, "{ranks} CPU ranks; KV only, without the process group's part"),
+    ("host memory, 8:2", "-75 %", _memory, "{parity} over {ranks} ranks: K/N of the cache by construction"),
+    ("Llama-3-70B, 64K tokens: recovery", "< 5 s", _pause, "a small model on CPU with a standby"),
+    ("decode slows by", "< 10 %", _decode, "{parity}; the ranks share the machine's cores"),
+    ("prefill of 1M tokens slows by", "< 6 %", _prefill, "{parity}; far shorter contexts"),
+    ("TP 2", "no gain", _two_ranks, "random weights, rs:1; against replicate-host"),
+    ("hybrid recovery against pure rebuild", "up to 42.9 % faster", _hybrid,
+     "here all ranks and the rebuild share the cores, and recomputing is slow: little can be won"),
+    ("15 % of requests hit, P50 against recomputing", "1.2x better", _online("p50"), "see `bench online`"),
+    ("15 % of requests hit, P99 against recomputing", "1.1x better", _online("p99"), "see `bench online`"),
+)  # fmt: skip

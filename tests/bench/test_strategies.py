@@ -1,0 +1,219 @@
+"""Ways side by side on a tiny model: they run, a wrong byte stops them; figures become tables, JSON and pictures."""
+
+import json
+import threading
+from dataclasses import asdict
+
+import pytest
+
+from ghostserve.bench.hybrid import POLICIES, bench_hybrid
+from ghostserve.bench.paper import compare
+from ghostserve.bench.shapes import shape_checkpoint
+from ghostserve.bench.spread import Spread
+from ghostserve.bench.strategies.lane import Lane
+from ghostserve.bench.strategies.measure import ContextFigure, KeptFigure, Load, bench_strategies
+from ghostserve.bench.strategies.sensitivity import AXES, SensitivityFigure, bench_sensitivity
+from ghostserve.bench.strategies.watch import Watch
+from ghostserve.bench.strategies.ways import Way, ways_of
+from ghostserve.bench.workload import bench_config
+from ghostserve.checkpoint import FlushTask
+from ghostserve.engine.messages import StepPlan
+from ghostserve.engine.rerun import Undisturbed
+from ghostserve.engine.serving import LoggedStep
+from ghostserve.errors import ConfigError, GhostServeError
+from ghostserve.parity.ranges import SlotRange
+
+PARITY = Way("rs:1, rebuild", "parity", "rs:1")
+
+
+def quietly(text):
+    assert text
+
+
+@pytest.fixture(scope="module")
+def config():
+    with shape_checkpoint("tiny", quietly) as folder:
+        yield bench_config(str(folder), 2, "none", kv_cache_memory=8 << 20, max_model_len=256)
+
+
+def test_ways_side_by_side(config):
+    load = Load(contexts=(32, 64), rounds=1, streams=2, prompt=8, tokens=6)
+    found = bench_strategies(config, (PARITY,), load, quietly)
+    assert [k.way for k in found.kept] == ["none", "rs:1, rebuild"]
+    none, parity = found.kept
+    assert (none.host_bytes, none.disk_bytes, none.decode_ratio.median) == (0, 0, 1)
+    assert parity.host_share == pytest.approx(1 / 2, abs=0.01)
+    assert [(f.context, f.way) for f in found.contexts] == [
+        (32, "none"),
+        (32, "rs:1, rebuild"),
+        (64, "none"),
+        (64, "rs:1, rebuild"),
+    ]
+    for f in found.contexts:
+        assert f.pause.low >= f.restore.low > 0
+        assert f.prefill.median > 0
+        assert (f.checkpoint.median > 0) == (f.way != "none")
+
+
+def test_a_rebuild_that_is_left_out_is_seen(config):
+    with Lane(PARITY, config, skip_rebuild=True) as lane:
+        lane.kill(64)
+        lane.kill(48)
+        spec, placement = lane.engine.spec, lane.engine.placement
+    with (
+        Undisturbed(spec, placement) as oracle,
+        pytest.raises(GhostServeError, match=r"rs:1, rebuild: .* tokens differ from the undisturbed run"),
+    ):
+        lane.verify(oracle)
+
+
+def test_ways():
+    assert [w.name for w in ways_of("rs:2")] == [
+        "none",
+        "replicate-host",
+        "replicate-ssd",
+        "rs:2, rebuild",
+        "rs:2, hybrid",
+    ]
+    with pytest.raises(ConfigError, match="parity 'none' is one of the ways already"):
+        ways_of("none")
+
+
+def step(number, *tasks):
+    return StepPlan(number, (), tuple(FlushTask(task, number, 0, (SlotRange(0, 1, 0, 0, 4),)) for task in tasks))
+
+
+def watched(watch, plan, *, commits_first=False):
+    def commit():
+        watch("committed", {"tasks": tuple(task.task_id for task in plan.flush)})
+
+    watch("step", {"plan": plan, "replay": False})
+    if commits_first:
+        commit()
+    watch("answered", {"entry": LoggedStep(plan, {})})
+    if not commits_first:
+        commit()
+
+
+def test_a_checkpoint_lasts_from_the_answer_to_the_last_commit():
+    watch = Watch()
+    watched(watch, step(0, 0))
+    late = step(1, 1, 2)
+    watch("step", {"plan": late, "replay": False})
+    watch("answered", {"entry": LoggedStep(late, {})})
+    watch("committed", {"tasks": (1,)})
+    with pytest.raises(GhostServeError, match=r"flush tasks \[2\] were not committed within 0 s"):
+        watch.checkpoint_seconds(timeout=0.01)
+    threading.Timer(0.1, lambda: watch("committed", {"tasks": (2,)})).start()
+    assert 0.1 < watch.checkpoint_seconds() < 5
+    watch.clear()
+    assert watch.checkpoint_seconds() == 0
+
+
+def test_a_commit_before_the_answer_took_no_time():
+    watch = Watch()
+    watched(watch, step(0, 0), commits_first=True)
+    assert watch.checkpoint_seconds() == 0
+
+
+def test_a_replayed_step_is_no_checkpoint():
+    watch = Watch()
+    watch("step", {"plan": step(0, 7), "replay": True})
+    assert watch.checkpoint_seconds(timeout=0.01) == 0
+    with pytest.raises(GhostServeError, match="no recovery followed"):
+        watch.resumed_after(0.0)
+
+
+def test_axes_change_what_they_say():
+    for axis, points in AXES.items():
+        assert len({point.value for point in points}) == len(points)
+        assert len({(p.parity, p.sequences, json.dumps(p.settings)) for p in points}) == len(points), axis
+
+
+def test_an_unknown_axis(config):
+    with pytest.raises(ConfigError, match="axis 'luck' is unknown; allowed: code, ranks, sequences, flush, chunk"):
+        bench_sensitivity(config, Load(), quietly, ("ranks", "luck"))
+
+
+def spread(value):
+    return Spread(value, value * 0.9, value * 1.1, 3)
+
+
+def context(way, tokens, *, checkpoint, restore):
+    return ContextFigure(
+        way, tokens, 1, spread(1.0), spread(1.02), spread(checkpoint), spread(0.8), spread(restore), None, 1, 0
+    )
+
+
+def kept(way, host):
+    return KeptFigure(way, 1000, host, 0, spread(20.0), spread(0.98))
+
+
+def results():
+    ways = (("none", 0, 0.0, 2.0), ("replicate-host", 1000, 0.06, 0.02), ("rs:2, rebuild", 250, 0.02, 0.025))
+    points = (("none", 0, 0.0, 1.0), ("replicate-host", 1000, 0.02, 0.01), ("rs:1", 500, 0.025, 0.01))
+    return {
+        "strategies": {
+            "kept": [asdict(kept(name, host)) for name, host, _, _ in ways],
+            "contexts": [
+                asdict(context(name, tokens, checkpoint=saved * tokens, restore=back * tokens))
+                for tokens in (256, 1024)
+                for name, _, saved, back in ways
+            ],
+        },
+        "sensitivity": {
+            "sensitivity": [
+                asdict(
+                    SensitivityFigure(
+                        "ranks", str(n), n, kept(name, host), context(name, 64, checkpoint=saved, restore=back)
+                    )
+                )
+                for n in (2, 4)
+                for name, host, saved, back in points
+            ]
+        },
+        "hybrid": {
+            "refills": [
+                {"policy": policy, "context": tokens, "seconds": {"median": s * tokens}, "of_measured": {"median": 1.1}}
+                for tokens in (256, 1024)
+                for policy, s in (("rebuild", 1e-3), ("recompute", 2e-3), ("hybrid", 8e-4))
+            ]
+        },
+    }
+
+
+def test_the_paper_beside_what_was_measured():
+    rows = {row.claim: row for row in compare(results(), ranks=8, parity="rs:2")}
+    assert rows["checkpoint against copying the cache to the host, 8:2"].here == "3.00x at 1,024 tokens"
+    assert rows["recovery"].here == "80.00x against recomputing, 0.80x against copies, at 1,024 tokens"
+    assert rows["host memory, 8:2"].here == "-75% against copies"
+    assert rows["TP 2"].here == "checkpoint 0.80x, host memory 0.50 of the cache"
+    assert rows["hybrid recovery against pure rebuild"].here.startswith("+20.0% at best")
+    assert rows["decode slows by"].here.startswith("+2.0%")
+    assert rows["host memory, 8:2"].differs.startswith("rs:2 over 8 ranks")
+    assert rows["15 % of requests hit, P50 against recomputing"].here == "not run"
+
+
+def test_nothing_is_claimed_of_what_was_not_run():
+    assert {row.here for row in compare({"machine": {}}, ranks=3, parity="rs:1")} == {"not run"}
+
+
+def test_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
+    from ghostserve.bench.plots import draw
+
+    written = draw(json.loads(json.dumps(results())), tmp_path)
+    assert [path.name for path in written] == ["strategies.png", "sensitivity.png", "hybrid.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 200_000 for path in written)
+
+
+def test_hybrid_and_its_two_parts(config):
+    figures = bench_hybrid(config, "rs:1", (32, 64), rounds=1, progress=quietly)
+    assert [(f.policy, f.context) for f in figures] == [(p, c) for p in POLICIES for c in (32, 64)]
+    by_policy = {f.policy: f for f in figures if f.context == 64}
+    assert by_policy["rebuild"].recomputed_slots == 0
+    assert by_policy["recompute"].recomputed_slots + by_policy["recompute"].rejected_slots >= 64
+    for f in figures:
+        assert f.seconds.low > 0
+        assert f.of_measured is not None
+        assert f.plan
