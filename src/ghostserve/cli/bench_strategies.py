@@ -105,13 +105,15 @@ def _strategies(console: Console, asked: Asked, model: str | None, say: Say) -> 
 def _sensitivity(console: Console, asked: Asked, model: str | None, say: Say) -> dict[str, Any]:
     """What the figures depend on; random weights of the shape "small" unless a model or a shape is asked for."""
     from ghostserve.bench.strategies.measure import Load
-    from ghostserve.bench.strategies.sensitivity import AXES, bench_sensitivity
+    from ghostserve.bench.strategies.sensitivity import AXES, bench_sensitivity, require_axes
 
     context = _contexts_of(asked)[-1] if asked.contexts or asked.quick else 1024
     load = Load(contexts=(context,), rounds=1 if asked.quick else asked.rounds, streams=4)
+    axes = asked.axes or tuple(AXES)
+    require_axes(axes)
     shape = asked.shape or (None if model else "small")
     with _engine_of(shape, model, 4 if shape else asked.tensor_parallel_size, say) as config:
-        figures = bench_sensitivity(config, load, say, asked.axes or tuple(AXES))
+        figures = bench_sensitivity(config, load, say, axes)
     table = Table(
         "axis", "value", "ranks", "way", "host of cache", "checkpoint ms", "KV back ms", "kill to next token s",
         "replayed steps", "decode against none", "prefill against none",

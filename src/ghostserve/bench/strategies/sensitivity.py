@@ -11,7 +11,7 @@ from ghostserve.bench.strategies.ways import Way
 from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError
 
-__all__ = ["AXES", "Point", "SensitivityFigure", "bench_sensitivity"]
+__all__ = ["AXES", "Point", "SensitivityFigure", "bench_sensitivity", "require_axes"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,13 @@ class SensitivityFigure:
     context: ContextFigure
 
 
+def require_axes(axes: Sequence[str]) -> None:
+    """Raise `ConfigError` for one that does not exist."""
+    unknown = [axis for axis in axes if axis not in AXES]
+    if unknown:
+        raise ConfigError(f"axis {unknown[0]!r} is unknown; allowed: {', '.join(AXES)}")
+
+
 def bench_sensitivity(
     config: EngineConfig, load: Load, say: Callable[[str], None], axes: Sequence[str] = tuple(AXES)
 ) -> list[SensitivityFigure]:
@@ -52,9 +59,7 @@ def bench_sensitivity(
 
     `load` has one context. Raises `ConfigError` for an unknown axis, `GhostServeError` as `bench_strategies`.
     """
-    unknown = [axis for axis in axes if axis not in AXES]
-    if unknown:
-        raise ConfigError(f"axis {unknown[0]!r} is unknown; allowed: {', '.join(AXES)}")
+    require_axes(axes)
     figures = []
     for axis in axes:
         for point in AXES[axis]:
