@@ -37,15 +37,13 @@ def config():
 
 
 def test_ways_side_by_side(config):
-    load = Load(contexts=(32, 64), rounds=1, streams=2, prompt=8, tokens=6)
+    load = Load(contexts=(64,), rounds=1, warm_ups=0, streams=2, prompt=8, tokens=6)
     found = bench_strategies(config, (PARITY,), load, quietly)
     assert [k.way for k in found.kept] == ["none", "rs:1, rebuild"]
     none, parity = found.kept
     assert (none.host_bytes, none.disk_bytes, none.decode_ratio.median) == (0, 0, 1)
     assert parity.host_share == pytest.approx(1 / 2, abs=0.01)
     assert [(f.context, f.way) for f in found.contexts] == [
-        (32, "none"),
-        (32, "rs:1, rebuild"),
         (64, "none"),
         (64, "rs:1, rebuild"),
     ]
@@ -208,12 +206,11 @@ def test_pictures(tmp_path):
 
 
 def test_hybrid_and_its_two_parts(config):
-    figures = bench_hybrid(config, "rs:1", (32, 64), rounds=1, progress=quietly)
-    assert [(f.policy, f.context) for f in figures] == [(p, c) for p in POLICIES for c in (32, 64)]
-    by_policy = {f.policy: f for f in figures if f.context == 64}
+    figures = bench_hybrid(config, "rs:1", (64,), rounds=1, progress=quietly, warm=False)
+    assert [(f.policy, f.context) for f in figures] == [(policy, 64) for policy in POLICIES]
+    by_policy = {f.policy: f for f in figures}
     assert by_policy["rebuild"].recomputed_slots == 0
     assert by_policy["recompute"].recomputed_slots + by_policy["recompute"].rejected_slots >= 64
     for f in figures:
         assert f.seconds.low > 0
-        assert f.of_measured is not None
         assert f.plan

@@ -1,6 +1,6 @@
 """Rebuild, recompute and both at once, against context length: what was expected and what it took."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
@@ -34,7 +34,13 @@ class RefillFigure:
 
 
 def bench_hybrid(
-    config: EngineConfig, parity: str, contexts: Sequence[int], *, rounds: int, progress: Callable[[str], None]
+    config: EngineConfig,
+    parity: str,
+    contexts: Sequence[int],
+    *,
+    rounds: int,
+    progress: Callable[[str], None],
+    warm: bool = True,
 ) -> list[RefillFigure]:
     """An engine a policy, all live at once; for each context length `rounds` kills of each one's last rank, in turns.
 
@@ -47,27 +53,29 @@ def bench_hybrid(
         for policy in POLICIES:
             progress(f"{policy}: starting")
             lanes[policy] = stack.enter_context(Lane(Way(policy, "parity", parity, policy), config))
-        for lane in lanes.values():
-            lane.await_standbys()
         # Before any counts: they teach the rates. The first recovery of an engine is slower than all others.
-        for context in (contexts[0], contexts[0], contexts[-1]):
-            for policy, lane in lanes.items():
+        for context in (contexts[0], contexts[0], contexts[-1]) if warm else ():
+            for policy in lanes:
                 progress(f"{policy}: warm-up with {context} tokens")
-                lane.kill(context)
-                lane.await_standbys()
+                _kill(lanes, policy, context)
         for context in contexts:
             for number in range(rounds):
                 shift = number % len(POLICIES)
                 for policy in (*POLICIES[shift:], *POLICIES[:shift]):
                     progress(f"{policy}: {context} tokens, kill {number + 1} of {rounds}")
-                    killed[policy, context].append(lanes[policy].kill(context))
-                    lanes[policy].await_standbys()  # its start would disturb the next one
+                    killed[policy, context].append(_kill(lanes, policy, context))
     engine = lanes[POLICIES[0]].engine
     with Undisturbed(engine.spec, engine.placement) as oracle:
         for policy, lane in lanes.items():
             progress(f"{policy}: comparing with the undisturbed run")
             lane.verify(oracle)
     return [_figure(policy, context, found) for (policy, context), found in killed.items()]
+
+
+def _kill(lanes: Mapping[Policy, Lane], policy: Policy, context: int) -> Killed:
+    for lane in lanes.values():
+        lane.await_standbys()  # their start would take the processor from what is measured
+    return lanes[policy].kill(context)
 
 
 def _figure(policy: Policy, context: int, killed: Sequence[Killed]) -> RefillFigure:

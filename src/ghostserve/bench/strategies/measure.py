@@ -23,6 +23,7 @@ class Load:
     contexts: tuple[int, ...] = (256, 512, 1024, 2048)
     sequences: int = 1
     rounds: int = 3
+    warm_ups: int = 1
     streams: int = 6
     prompt: int = 64
     tokens: int = 24
@@ -92,9 +93,7 @@ def bench_strategies(config: EngineConfig, ways: Sequence[Way], load: Load, say:
             say(f"{way.name}: starting")
             lanes.append(stack.enter_context(Lane(way, config)))
         taken = {lane.way.name: _Taken() for lane in lanes}
-        for lane in lanes:
-            lane.await_standbys()
-        for number in range(-1, load.rounds):  # round -1 warms up, and teaches engines their rates
+        for number in range(-load.warm_ups, load.rounds):  # warm-ups teach engines their rates, too
             for part in (_run_decodes, _run_prefills, _run_kills):
                 part(_turned(lanes, number), load, number, taken, say)
         kept = [_kept(lane, taken) for lane in lanes]
@@ -119,6 +118,7 @@ def _rounds(load: Load, number: int) -> str:
 
 def _run_decodes(lanes: Sequence[Lane], load: Load, number: int, taken: dict[str, _Taken], say: Say) -> None:
     say(f"{_rounds(load, number)}: {load.streams} streams decode")
+    _come_to_rest(lanes)
     found = {
         lane.way.name: lane.decode(sequences=load.streams, prompt=load.prompt, tokens=load.tokens) for lane in lanes
     }
@@ -142,10 +142,16 @@ def _run_kills(lanes: Sequence[Lane], load: Load, number: int, taken: dict[str, 
     for context in load.contexts if number >= 0 else load.contexts[:1]:
         for lane in lanes:
             say(f"{_rounds(load, number)}: {lane.way.name}: kill at {load.sequences} x {context}")
+            _come_to_rest(lanes)
             killed = lane.kill(context, sequences=load.sequences)
             if number >= 0:
                 taken[lane.way.name].kills.setdefault(context, []).append(killed)
-            lane.await_standbys()  # its start would disturb the next one
+
+
+def _come_to_rest(lanes: Sequence[Lane]) -> None:
+    """A standby's start takes the processor from whatever is measured."""
+    for lane in lanes:
+        lane.await_standbys()
 
 
 def _require_same(tokens: dict[str, object]) -> None:
