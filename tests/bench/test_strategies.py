@@ -205,6 +205,25 @@ def test_the_paper_beside_what_was_measured():
     assert rows["15 % of requests hit, P99 against recomputing"].here == "0.50x (parity-hybrid)"
 
 
+def test_figures_of_a_gpu_come_first():
+    context = {
+        "shape": "Llama-3-70B TP 8", "code": "rs 8:2", "tokens": 65536, "parity_shards": 2, "cache_bytes": 800,
+        "parity_bytes": 200, "faster": 3.5, "against_recompute": 60.0, "rebuild": {"median": 0.055},
+        "copy_back": {"median": 0.05},
+    }  # fmt: skip
+    other = context | {"parity_shards": 1, "faster": 7.0}
+    shorter = context | {"cache_bytes": 80, "faster": 2.0}
+    overhead = [{"work": "prefill of 65,536", "parity": "rs:2", "ratio": {"median": ratio}} for ratio in (1.002, 1.01)]
+    run = results() | {"contexts": {"contexts": [other, context, shorter]}, "overhead": {"overhead": overhead}}
+    rows = {row.claim: row for row in compare(run, ranks=3, parity="rs:1")}
+    checkpoint = rows["checkpoint against copying the cache to the host, 8:2"]
+    assert checkpoint.here == "3.50x (rs 8:2, Llama-3-70B TP 8, 65,536 tokens)"
+    assert checkpoint.differs == "one GPU plays all ranks, over one link"
+    assert rows["recovery"].here == "60.0x against recomputing, 0.91x against copies"
+    assert rows["prefill of 1M tokens slows by"].here == "+0.2% to +1.0%"
+    assert rows["decode slows by"].differs.startswith("rs:1; the ranks share")
+
+
 def test_nothing_is_claimed_of_what_was_not_run():
     assert {row.here for row in compare({"machine": {}}, ranks=3, parity="rs:1")} == {"not run"}
 

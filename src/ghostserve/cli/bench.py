@@ -63,9 +63,9 @@ def run_bench(which: str, settings: BenchSettings) -> int:
         for name in own:
             results[name] = _RUN[name](console, settings)
             _save(results, settings)
-        if which == _PAPER:
-            console.print(_paper(results, settings))
         _draw(console, results, settings)
+    if which == _PAPER:
+        console.print(_paper(results, settings))
     return int(failed)
 
 
@@ -80,6 +80,8 @@ def _chosen(which: str, settings: BenchSettings) -> tuple[tuple[str, ...], tuple
     if which == _EVERYTHING:
         return BENCHMARKS, ()
     if which == _PAPER:
+        if settings.device == "cuda":
+            return (), ("contexts", "overhead")
         return tuple(name for name in OF_PAPER if name in _RUN), ()
     if which == "vllm":
         from ghostserve.bench.vllm.suite import require_vllm
@@ -141,7 +143,8 @@ def _draw(console: Console, results: dict[str, Any], settings: BenchSettings) ->
 def _paper(results: dict[str, Any], settings: BenchSettings) -> Table:
     from ghostserve.bench.paper import PAPER_MACHINE, compare
 
-    here = f"{results['machine']['cores']} cores of {results['machine']['cpu']}"
+    found = results["machine"]
+    here = found.get("device", f"{found['cores']} cores of {found['cpu']}")
     table = Table("claim", "paper", "here", "what differs", title=f"paper: {PAPER_MACHINE}; here: {here}")
     for row in compare(results, ranks=settings.tensor_parallel_size, parity=settings.parity):
         table.add_row(row.claim, row.paper, row.here, row.differs)

@@ -34,7 +34,8 @@ def bench(
     ----------
     which
         codes, overhead, pause, hybrid, or all of these. strategies: every way to protect against context length;
-        sensitivity: what their figures depend on; paper: these two and hybrid, beside what the GhostServe paper says.
+        sensitivity: what their figures depend on; paper: these two and hybrid, beside what the GhostServe paper says
+        (with --device cuda: contexts and overhead).
         On a GPU kernels, checkpoint, rebuild, contexts, or gpu-all: these and overhead. Where vLLM is installed vllm:
         throughput and pause of its plug-in.
     model
