@@ -47,7 +47,7 @@ class KeptFigure:
 
 @dataclass(frozen=True)
 class ContextFigure:
-    """Seconds. `checkpoint`: from steps' answers to their commits, over the context; `prefill_ratio`: against `none`.
+    """Seconds. `checkpoint`: of the whole context, see `Watch`; `prefill_ratio`: against `none`.
 
     `pause`, `restore`: see `Killed`; `predicted`: medians of the kills that had one.
     """

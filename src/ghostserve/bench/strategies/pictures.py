@@ -25,7 +25,7 @@ def draw_contexts(figures: Figures, path: Path) -> None:
     panels = (
         panel("KV of one lost rank brought back", "ms", lambda f: f["restore"]["median"] * 1e3),
         panel("Kill to next token", "s", lambda f: f["pause"]["median"]),
-        panel("Checkpoint: steps answered to slots committed", "ms", lambda f: f["checkpoint"]["median"] * 1e3),
+        panel("Checkpoint of the context", "ms", lambda f: f["checkpoint"]["median"] * 1e3),
         panel("Prefill, against none", "ratio", lambda f: f["prefill_ratio"]["median"], log=False),
     )
     draw_panels(path, "Ways of keeping the KV cache, against context length", panels)

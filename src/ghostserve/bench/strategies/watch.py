@@ -1,10 +1,9 @@
-"""When an engine's steps were answered, when their flushes were committed, and when it served again."""
+"""What an engine's flushes took, and when it served again after a recovery."""
 
 import threading
 import time
 
 from ghostserve.engine.messages import StepPlan
-from ghostserve.engine.serving import LoggedStep
 from ghostserve.errors import GhostServeError
 
 __all__ = ["Watch"]
@@ -15,10 +14,10 @@ class Watch:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._answered: dict[int, float] = {}
         self._tasks: dict[int, int] = {}
         """Flush task -> the step that handed it out."""
-        self._committed: dict[int, float] = {}
+        self._seconds: dict[int, float] = {}
+        """Flush task -> what it took, once it is committed."""
         self._resumed: list[float] = []
 
     def __call__(self, name: str, details: dict[str, object]) -> None:
@@ -28,14 +27,11 @@ class Watch:
                 plan = details["plan"]
                 assert isinstance(plan, StepPlan)
                 self._tasks |= {task.task_id: plan.step for task in plan.flush}
-            elif name == "answered":
-                entry = details["entry"]
-                assert isinstance(entry, LoggedStep)
-                self._answered[entry.plan.step] = now
             elif name == "committed":
-                tasks = details["tasks"]
+                tasks, seconds = details["tasks"], details["seconds"]
                 assert isinstance(tasks, tuple)
-                self._committed |= dict.fromkeys(tasks, now)
+                assert isinstance(seconds, float)
+                self._seconds |= dict.fromkeys(tasks, seconds)
                 self._changed.notify_all()
             elif name == "resumed":
                 self._resumed.append(now)
@@ -43,23 +39,23 @@ class Watch:
     def clear(self) -> None:
         """Forget everything up to now; call it when nothing runs."""
         with self._changed:
-            for notes in (self._answered, self._tasks, self._committed, self._resumed):
+            for notes in (self._tasks, self._seconds, self._resumed):
                 notes.clear()
 
     def checkpoint_seconds(self, timeout: float = 60.0) -> float:
-        """From each step's answer until all of its slots are committed, over all steps since `clear`.
+        """From reading a step's slots to their commit, by the slowest of the ranks that flush them; over all steps.
 
-        Waits for commits that are still to come. Raises `GhostServeError` where one does not come in time.
+        Of the steps since `clear`; waits for commits that are still to come. Raises `GhostServeError` where one does
+        not come in time.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._tasks.keys() <= self._committed.keys(), timeout):
-                late = sorted(self._tasks.keys() - self._committed.keys())
+            if not self._changed.wait_for(lambda: self._tasks.keys() <= self._seconds.keys(), timeout):
+                late = sorted(self._tasks.keys() - self._seconds.keys())
                 raise GhostServeError(f"flush tasks {late} were not committed within {timeout:.0f} s")
-            last: dict[int, float] = {}
+            slowest: dict[int, float] = {}
             for task, step in self._tasks.items():
-                last[step] = max(last.get(step, 0.0), self._committed[task])
-            # A rank may have flushed before rank 0 has drawn and answered.
-            return sum(max(0.0, at - self._answered[step]) for step, at in last.items())
+                slowest[step] = max(slowest.get(step, 0.0), self._seconds[task])
+            return sum(slowest.values())
 
     def resumed_after(self, moment: float) -> float:
         """When steps ran again after `moment`. Raises `GhostServeError` if there was no recovery."""
