@@ -217,6 +217,7 @@ def test_pictures(tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 200_000 for path in written)
 
 
+@pytest.mark.slow
 def test_hybrid_and_its_two_parts(config):
     figures = bench_hybrid(config, "rs:1", (64,), rounds=1, progress=quietly, warm=False)
     assert [(f.policy, f.context) for f in figures] == [(policy, 64) for policy in POLICIES]

@@ -26,7 +26,7 @@ class Load:
     warm_ups: int = 1
     streams: int = 6
     prompt: int = 64
-    tokens: int = 24
+    tokens: int = 16
 
 
 @dataclass(frozen=True)
