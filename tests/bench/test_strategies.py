@@ -2,21 +2,23 @@
 
 import json
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
+from rich.console import Console
 
-from ghostserve.bench.hybrid import POLICIES, bench_hybrid
+from ghostserve.bench.hybrid import POLICIES, RefillFigure, bench_hybrid
 from ghostserve.bench.paper import compare
 from ghostserve.bench.shapes import shape_checkpoint
 from ghostserve.bench.spread import Spread
 from ghostserve.bench.strategies.lane import Lane
-from ghostserve.bench.strategies.measure import ContextFigure, KeptFigure, Load, bench_strategies
+from ghostserve.bench.strategies.measure import ContextFigure, KeptFigure, Load, StrategyFigures, bench_strategies
 from ghostserve.bench.strategies.sensitivity import AXES, SensitivityFigure, require_axes
 from ghostserve.bench.strategies.watch import Watch
 from ghostserve.bench.strategies.ways import Way, ways_of
 from ghostserve.bench.workload import bench_config
 from ghostserve.checkpoint import FlushTask
+from ghostserve.cli.bench_strategies import hybrid_table, sensitivity_table, strategy_tables
 from ghostserve.engine.messages import StepPlan
 from ghostserve.engine.rerun import Undisturbed
 from ghostserve.errors import ConfigError, GhostServeError
@@ -206,6 +208,23 @@ def test_figures_of_a_gpu_come_first():
 
 def test_nothing_is_claimed_of_what_was_not_run():
     assert {row.here for row in compare({"machine": {}}, ranks=3, parity="rs:1")} == {"not run"}
+
+
+def test_tables_show_every_way():
+    console = Console(width=250)
+    none, parity = (context(way, 1024, checkpoint=0.05, restore=0.02) for way in ("none", "rs:2, hybrid"))
+    found = StrategyFigures([kept("none", 0), kept("rs:2, hybrid", 250)], [none, replace(parity, predicted=0.019)])
+    points = [SensitivityFigure("ranks", "2", 2, kept("rs:1", 500), parity)]
+    refills = [
+        RefillFigure(policy, 512, spread(seconds), spread(1.05), 3, 0, ())
+        for policy, seconds in (("rebuild", 0.1), ("recompute", 0.4), ("hybrid", 0.08))
+    ]
+    with console.capture() as captured:
+        for table in (*strategy_tables(found, "here"), sensitivity_table(points, "here"), hybrid_table(refills, "x")):
+            console.print(table)
+    shown = captured.get()
+    for text in ("1,024", "50.0 (45.0..55.0)", "0.250", "19.0", "0.500", "1.050 (0.95..1.16)", "0.80"):
+        assert text in shown, text
 
 
 def test_pictures(tmp_path):

@@ -1,9 +1,9 @@
 """`ghostserve bench strategies`, `sensitivity` and `hybrid`: engines on the CPU, their figures as tables and JSON."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,12 @@ from rich.table import Table
 from ghostserve.bench.spread import Spread
 from ghostserve.engine.config import EngineConfig
 
-__all__ = ["BENCHMARKS", "Asked"]
+if TYPE_CHECKING:
+    from ghostserve.bench.hybrid import RefillFigure
+    from ghostserve.bench.strategies.measure import StrategyFigures
+    from ghostserve.bench.strategies.sensitivity import SensitivityFigure
+
+__all__ = ["BENCHMARKS", "Asked", "hybrid_table", "sensitivity_table", "strategy_tables"]
 
 Say = Callable[[str], None]
 
@@ -73,6 +78,14 @@ def _strategies(console: Console, asked: Asked, model: str | None, say: Say) -> 
     with _engine_of(asked.shape, model, asked.tensor_parallel_size, say) as config:
         found = bench_strategies(config, ways, load, say)
     where = f"{asked.shape or 'model'}, TP {asked.tensor_parallel_size}, one sequence, medians of {load.rounds}"
+    for table in strategy_tables(found, where):
+        console.print(table)
+    return {"kept": [asdict(k) | {"host_share": k.host_share} for k in found.kept],
+            "contexts": [asdict(f) for f in found.contexts]}  # fmt: skip
+
+
+def strategy_tables(found: "StrategyFigures", where: str) -> Iterator[Table]:
+    """Against context length, and what is kept."""
     table = Table(
         "tokens", "way", "prefill s", "against none", "checkpoint ms", "kill to next token s", "of it KV back ms",
         "expected ms", "recomputed", title=f"against context length: {where}",
@@ -89,7 +102,7 @@ def _strategies(console: Console, asked: Asked, model: str | None, say: Say) -> 
             "" if f.predicted is None else f"{f.predicted * 1e3:.1f}",
             f"{f.recomputed_slots:.0f}",
         )
-    console.print(table)
+    yield table
     kept = Table(
         "way", "host MiB", "of the cache", "disk MiB", "decode tokens/s", "against none",
         title=f"what is kept of {found.kept[0].cache_bytes / _MIB:.0f} MiB of KV cache, and what it costs",
@@ -97,9 +110,7 @@ def _strategies(console: Console, asked: Asked, model: str | None, say: Say) -> 
     for k in found.kept:
         sizes = f"{k.host_bytes / _MIB:.0f}", f"{k.host_share:.3f}", f"{k.disk_bytes / _MIB:.0f}"
         kept.add_row(k.way, *sizes, f"{k.decode.median:.1f}", _ratio(k.decode_ratio))
-    console.print(kept)
-    return {"kept": [asdict(k) | {"host_share": k.host_share} for k in found.kept],
-            "contexts": [asdict(f) for f in found.contexts]}  # fmt: skip
+    yield kept
 
 
 def _sensitivity(console: Console, asked: Asked, model: str | None, say: Say) -> dict[str, Any]:
@@ -114,10 +125,16 @@ def _sensitivity(console: Console, asked: Asked, model: str | None, say: Say) ->
     shape = asked.shape or (None if model else "small")
     with _engine_of(shape, model, 4 if shape else asked.tensor_parallel_size, say) as config:
         figures = bench_sensitivity(config, load, say, axes)
+    where = f"{shape or 'model'}, {context:,} tokens a sequence, medians of {load.rounds}"
+    console.print(sensitivity_table(figures, where))
+    return {"sensitivity": [asdict(f) for f in figures]}
+
+
+def sensitivity_table(figures: "Sequence[SensitivityFigure]", where: str) -> Table:
+    """A row for each way at each point."""
     table = Table(
         "axis", "value", "ranks", "way", "host of cache", "checkpoint ms", "KV back ms", "kill to next token s",
-        "replayed steps", "decode against none", "prefill against none",
-        title=f"{shape or 'model'}, {context:,} tokens a sequence, medians of {load.rounds}",
+        "replayed steps", "decode against none", "prefill against none", title=where,
     )  # fmt: skip
     for f in figures:
         table.add_row(
@@ -133,8 +150,7 @@ def _sensitivity(console: Console, asked: Asked, model: str | None, say: Say) ->
             _ratio(f.kept.decode_ratio),
             _ratio(f.context.prefill_ratio),
         )
-    console.print(table)
-    return {"sensitivity": [asdict(f) for f in figures]}
+    return table
 
 
 def _hybrid(console: Console, asked: Asked, model: str | None, say: Say) -> dict[str, Any]:
@@ -144,11 +160,18 @@ def _hybrid(console: Console, asked: Asked, model: str | None, say: Say) -> dict
     contexts = _contexts_of(asked)
     with _engine_of(asked.shape, model, asked.tensor_parallel_size, say) as config:
         figures = bench_hybrid(config, asked.parity, contexts, rounds=asked.rounds, progress=say)
+    where = f"{asked.shape or 'model'}, TP {asked.tensor_parallel_size}, {asked.parity}, medians of {asked.rounds}"
+    console.print(hybrid_table(figures, where))
+    return {"refills": [asdict(f) for f in figures]}
+
+
+def hybrid_table(figures: "Sequence[RefillFigure]", where: str) -> Table:
+    """By context length, and what hybrid takes of the better of its two parts."""
     table = Table(
         "tokens", "recovery", "refill ms", "expected / measured", "recomputed", "to other bits", "of the better part",
-        title=f"refill of one lost rank, TP {asked.tensor_parallel_size}, {asked.parity}, medians of {asked.rounds}",
+        title=f"refill of one lost rank: {where}",
     )  # fmt: skip
-    for context in contexts:
+    for context in sorted({f.context for f in figures}):
         found = {f.policy: f for f in figures if f.context == context}
         best = min(found[part].seconds.median for part in ("rebuild", "recompute"))
         for policy, f in found.items():
@@ -161,8 +184,7 @@ def _hybrid(console: Console, asked: Asked, model: str | None, say: Say) -> dict
                 f"{f.rejected_slots:.0f}",
                 f"{f.seconds.median / best:.2f}" if policy == "hybrid" else "",
             )
-    console.print(table)
-    return {"refills": [asdict(f) for f in figures]}
+    return table
 
 
 def _ratio(spread: Spread) -> str:
