@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ghostserve.bench.gpu.beside import BesideFigure
 from ghostserve.bench.gpu.checkpoint import CheckpointFigure
+from ghostserve.bench.gpu.contexts import ContextFigure
 from ghostserve.bench.gpu.decode_flush import DecodeFlushFigure
 from ghostserve.bench.gpu.kernels import KernelFigure
 from ghostserve.bench.gpu.rebuild import RebuildFigure
@@ -56,6 +57,16 @@ FIGURES = {
             OverheadFigure("model", "decode", "rs:2", spread(1.0), spread(1.005), spread(1.005), spread(0.01), 7)
         ]
     },
+    "contexts": {
+        "contexts": [
+            ContextFigure("model", code, tokens, 8, k, 40960, *(spread(s * tokens) for s in seconds), 0.0)
+            for tokens in (4096, 16384)
+            for code, k, seconds in (
+                ("xor 8:1", 1, (1e-6, 7.1e-6, 9e-7, 8e-7, 3e-5)),
+                ("rs 8:2", 2, (2e-6, 7.1e-6, 9e-7, 8e-7, 3e-5)),
+            )
+        ]
+    },
 }
 
 
@@ -71,17 +82,33 @@ def test_what_is_derived():
     assert beside.slow_down == pytest.approx(1.1)
     assert beside.lost_seconds == pytest.approx(0.01 / 20)
     assert FIGURES["rebuild"]["rebuild"][0].of_ceiling == pytest.approx(0.95)
+    contexts = FIGURES["contexts"]["contexts"][0]
+    assert (contexts.faster, contexts.limit) == (pytest.approx(7.1), 8)
+    assert (contexts.cache_bytes, contexts.parity_bytes) == (4096 * 8 * 40960, 4096 * 40960)
+    assert contexts.against_recompute == pytest.approx(100 / 3)
 
 
 def test_tables_show_figure_and_ceiling():
-    console = Console(width=250, record=True, quiet=True)
+    console = Console(width=300, record=True, quiet=True)
     with console.capture() as captured:
         for name, figures in FIGURES.items():
             for table in tables(Outcome(name, 1.0, figures)):
                 console.quiet = False
                 console.print(table)
     shown = captured.get()
-    for text in ("0.800", "+25.0%", "2500 GB/s", "no graph here", "4.00x", "3.6x", "1.100", "0.950", "1.0050"):
+    for text in (
+        "0.800",
+        "+25.0%",
+        "2500 GB/s",
+        "no graph here",
+        "4.00x",
+        "3.6x",
+        "1.100",
+        "0.950",
+        "1.0050",
+        "7.10x",
+        "33.3x",
+    ):
         assert text in shown, text
 
 
@@ -119,7 +146,7 @@ def test_pictures(tmp_path):
     pytest.importorskip("matplotlib")
     results = {n: as_json(Outcome(n, 1.0, f)) for n, f in FIGURES.items()}
     written = draw(json.loads(json.dumps(results)), tmp_path / "plots")
-    names = ["kernels", "checkpoint", "checkpoint-beside-matmuls", "rebuild", "overhead"]
+    names = ["kernels", "checkpoint", "checkpoint-beside-matmuls", "rebuild", "overhead", "contexts"]
     assert [path.name for path in written] == [f"{name}.png" for name in names]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
     # What failed has no picture.

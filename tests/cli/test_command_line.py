@@ -64,6 +64,9 @@ def test_help_is_fast_and_version_is_known(ghostserve: RunCommand) -> None:
             ["bench", "luck"],
             "benchmark 'luck' is unknown; allowed: all, codes, overhead, pause, hybrid, gpu-all, kernels",
         ),
+        (["bench", "strategies", "--contexts", "256", "8"], "a context of 8 tokens is below 16"),
+        (["bench", "strategies", "--parity", "none"], "parity 'none' is one of the ways already"),
+        (["bench", "sensitivity", "--axes", "ranks", "luck"], "axis 'luck' is unknown; allowed: code, ranks"),
         (["bench", "overhead", "--device", "tpu"], "device 'tpu' is unknown; allowed: cpu, cuda"),
         (["bench", "codes", "--output", "/no/such/folder/x.json"], "the folder '/no/such/folder' does not exist"),
     ],
@@ -77,7 +80,7 @@ def test_bad_settings(arguments: list[str], said: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("which", ["kernels", "checkpoint", "rebuild", "gpu-all", "overhead --device cuda"])
+@pytest.mark.parametrize("which", ["kernels", "checkpoint", "rebuild", "contexts", "gpu-all", "overhead --device cuda"])
 def test_benchmarks_of_a_gpu_that_is_not_there(which: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *which.split()]) == 2
     error = capsys.readouterr().err

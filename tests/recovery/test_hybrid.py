@@ -26,7 +26,7 @@ def seconds(contexts: list[list[Part]], taken: tuple[int, ...], rates: Rates) ->
     spent = sum(
         rates.step + rates.token * p.tokens + rates.key * sum(p.start + i + 1 for i in range(p.tokens)) for p in run
     )
-    a, b = sorted((spent, rates.slot * left))
+    a, b = sorted((spent, rates.start + rates.slot * left if left else 0.0))
     return b - a + a / rates.alongside
 
 
@@ -37,13 +37,14 @@ def seconds(contexts: list[list[Part]], taken: tuple[int, ...], rates: Rates) ->
     token=st.floats(1e-6, 1e-2),
     key=st.floats(0, 1e-5),
     alongside=st.floats(0.3, 1.0),
+    start=st.floats(0, 1e-1),
 )
 @settings(max_examples=150, deadline=None)
 def test_it_is_never_slower_than_its_parts_and_near_the_best(
-    sizes: list[list[int]], slot: float, step: float, token: float, key: float, alongside: float
+    sizes: list[list[int]], slot: float, step: float, token: float, key: float, alongside: float, start: float
 ) -> None:
     contexts = [context(str(i), *each) for i, each in enumerate(sizes)]
-    rates = Rates(slot, step, token, key, alongside)
+    rates = Rates(slot, step, token, key, alongside, start=start)
     found = split(contexts, rates)
     taken = tuple(sum(p.request_id == str(i) for p in found.recompute) for i in range(len(contexts)))
     # Of each request only a beginning.
@@ -73,6 +74,17 @@ def test_a_short_context_is_recomputed_outright_where_that_is_faster() -> None:
     found = split([context("a", 32)], Rates(slot=1e-3, step=1e-3, token=1e-5, key=0, alongside=0.5))
     assert found.recompute == tuple(context("a", 32))
     assert "outright" in found.reasons[0]
+
+
+def test_what_a_rebuild_costs_beside_its_slots_counts() -> None:
+    one, many = [context("a", 64)], [context("a", *[64] * 50)]
+    rates = Rates(slot=1e-5, step=1e-3, token=5e-5, key=0, alongside=1.0, start=2e-2)
+    assert split(one, rates).recompute == tuple(one[0])
+    assert split(one, rates).rebuild_only == pytest.approx(2e-2 + 64e-5)
+    assert split(one, Rates(slot=1e-5, step=1e-3, token=5e-5, key=0, alongside=1.0)).recompute == ()
+    found = split(many, rates)  # all of it by recomputing would take 0.21 s
+    assert 0 < len(found.recompute) < 50
+    assert found.seconds == pytest.approx(2e-2 + 64e-5 * (50 - len(found.recompute)))
 
 
 def test_the_first_parts_are_the_cheapest() -> None:

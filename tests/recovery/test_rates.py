@@ -6,7 +6,7 @@ import pytest
 from ghostserve.recovery.rates import RateBook
 
 
-def book(step: float, token: float, key: float, noise: float = 0.0) -> RateBook:
+def steps_only(step: float, token: float, key: float, noise: float = 0.0) -> RateBook:
     rng = np.random.default_rng(1)
     made = RateBook()
     for at in range(40):
@@ -15,6 +15,11 @@ def book(step: float, token: float, key: float, noise: float = 0.0) -> RateBook:
         )
     for at in range(200):
         made.saw_step(1, 1000 + at, (step + token + key * (1000 + at)) * (1 + noise * rng.normal()))
+    return made
+
+
+def book(step: float, token: float, key: float, noise: float = 0.0) -> RateBook:
+    made = steps_only(step, token, key, noise)
     made.saw_rebuild(1000, 0.5)
     return made
 
@@ -34,6 +39,30 @@ def test_noise_moves_it_little_and_nothing_is_negative() -> None:
     assert rates is not None
     assert (rates.step, rates.token, rates.key) == pytest.approx((1e-2, 1e-4, 1e-7), rel=0.25)
     assert min(rates.step, rates.token, rates.key) >= 0
+
+
+def test_a_rebuild_has_a_part_that_no_slot_is_to_blame_for() -> None:
+    made = steps_only(1e-2, 1e-4, 1e-7)
+    for slots in (100, 2000, 500):
+        for _ in range(3):
+            made.saw_rebuild(slots, 0.02 + 1e-5 * slots)
+    for _ in range(20):  # the same size over and over: what the others said stays
+        made.saw_rebuild(500, 0.02 + 1e-5 * 500)
+    rates = made.rates()
+    assert rates is not None
+    assert (rates.start, rates.slot) == pytest.approx((0.02, 1e-5), rel=0.05)
+    assert rates.rebuild(4000) == pytest.approx(0.06, rel=0.05)
+    assert rates.rebuild(0) == 0
+
+
+def test_rebuilds_of_one_size_say_nothing_of_it() -> None:
+    made = book(1e-2, 1e-4, 1e-7)
+    for slots, seconds in ((1000, 0.6), (1100, 0.5), (900, 0.5)):
+        made.saw_rebuild(slots, seconds)
+    rates = made.rates()
+    assert rates is not None
+    assert rates.start == 0
+    assert 4e-4 < rates.slot < 6e-4
 
 
 def test_without_measurements_there_are_no_rates() -> None:

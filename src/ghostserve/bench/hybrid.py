@@ -1,97 +1,91 @@
 """Rebuild, recompute and both at once, against context length: what was expected and what it took."""
 
-import os
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from statistics import median
 
-import msgspec
-
-from ghostserve.bench.workload import Stream, run_streams
+from ghostserve.bench.spread import Spread
+from ghostserve.bench.strategies.lane import Killed, Lane
+from ghostserve.bench.strategies.ways import Way
 from ghostserve.engine.config import EngineConfig
-from ghostserve.engine.coordinator import Options
-from ghostserve.engine.engine import Engine
 from ghostserve.engine.rerun import Undisturbed
-from ghostserve.errors import GhostServeError
 from ghostserve.recovery.hybrid import Policy
-from ghostserve.status import RecoveryRecord
 
 __all__ = ["POLICIES", "RefillFigure", "bench_hybrid"]
 
 POLICIES: tuple[Policy, ...] = ("rebuild", "recompute", "hybrid")
-_TOKENS, _KILL_AT, _WARM = 24, 8, 2
-"""A stream's tokens, the one at which a rank is killed, and recoveries before any counts: they teach the rates."""
 
 
 @dataclass(frozen=True)
 class RefillFigure:
-    """Seconds of the refill alone, median of `rounds` kills; `predicted` is None where nothing was known."""
+    """Seconds of the refill alone; `of_measured`: of each kill, expected / measured, None where nothing was known.
+
+    `plan`: the reasons of the last kill's plan.
+    """
 
     policy: Policy
     context: int
-    seconds: float
-    predicted: float | None
-    recomputed_slots: int
-    rejected_slots: int
-    rebuilt_slots: int
+    seconds: Spread
+    of_measured: Spread | None
+    recomputed_slots: float
+    rejected_slots: float
     plan: tuple[str, ...]
 
 
 def bench_hybrid(
-    config: EngineConfig, contexts: Sequence[int], *, rounds: int, progress: Callable[[str], None]
+    config: EngineConfig,
+    parity: str,
+    contexts: Sequence[int],
+    *,
+    rounds: int,
+    progress: Callable[[str], None],
+    warm: bool = True,
 ) -> list[RefillFigure]:
-    """One engine a policy; for each context length, `rounds` kills of its last rank while one stream decodes.
+    """An engine a policy, all live at once; for each context length `rounds` kills of each one's last rank, in turns.
 
-    Every schedule is run again undisturbed; raises `GhostServeError` if a token differs, or if a request had to be
+    Every schedule is run again undisturbed: raises `GhostServeError` if a token differs, or if a request had to be
     computed from its tokens.
     """
-    figures = []
-    for policy in POLICIES:
-        chosen = msgspec.structs.replace(config, recovery=policy)
-        progress(f"{policy}: starting")
-        engine = Engine(chosen, options=Options(record=True))
-        with engine:
-            for number in range(_WARM):
-                _kill_once(engine, contexts[0], f"{policy}-warm-{number}")
-            for context in contexts:
-                records = []
-                for number in range(rounds):
+    killed: dict[tuple[Policy, int], list[Killed]] = {(p, c): [] for p in POLICIES for c in contexts}
+    with ExitStack() as stack:
+        lanes: dict[Policy, Lane] = {}
+        for policy in POLICIES:
+            progress(f"{policy}: starting")
+            lanes[policy] = stack.enter_context(Lane(Way(policy, "parity", parity, policy), config))
+        # Before any counts: they teach the rates. The first recovery of an engine is slower than all others.
+        for context in (contexts[0], contexts[0], contexts[-1]) if warm else ():
+            for policy in lanes:
+                progress(f"{policy}: warm-up with {context} tokens")
+                _kill(lanes, policy, context)
+        for context in contexts:
+            for number in range(rounds):
+                shift = number % len(POLICIES)
+                for policy in (*POLICIES[shift:], *POLICIES[:shift]):
                     progress(f"{policy}: {context} tokens, kill {number + 1} of {rounds}")
-                    records.append(_kill_once(engine, context, f"{policy}-{context}-{number}"))
-                figures.append(_figure(policy, context, records))
-        progress(f"{policy}: comparing with the undisturbed run")
-        with Undisturbed(engine.spec, engine.placement) as oracle:
-            result = oracle.compare(engine.coordinator.recording)
-        if result.differences:
-            raise GhostServeError(f"{policy}: {len(result.differences)} of {result.compared} tokens differ")
-    return figures
+                    killed[policy, context].append(_kill(lanes, policy, context))
+    engine = lanes[POLICIES[0]].engine
+    with Undisturbed(engine.spec, engine.placement) as oracle:
+        for policy, lane in lanes.items():
+            progress(f"{policy}: comparing with the undisturbed run")
+            lane.verify(oracle)
+    return [_figure(policy, context, found) for (policy, context), found in killed.items()]
 
 
-def _kill_once(engine: Engine, context: int, name: str) -> RecoveryRecord:
-    struck: list[int] = []
-
-    def strike(streams: list[Stream]) -> None:
-        if not struck and len(streams[0].tokens) >= _KILL_AT:
-            struck.append(engine.status().ranks[-1].pid)
-            os.kill(struck[0], signal.SIGKILL)
-
-    before = len(engine.status().recoveries)
-    run_streams(engine, count=1, prompt_tokens=context, max_tokens=_TOKENS, name=name, on_token=strike)
-    records = engine.status().recoveries[before:]
-    if len(records) != 1 or records[0].recomputed_requests:
-        raise GhostServeError(f"{name}: one recovery without a request from its tokens was expected: {records}")
-    return records[0]
+def _kill(lanes: Mapping[Policy, Lane], policy: Policy, context: int) -> Killed:
+    for lane in lanes.values():
+        lane.await_standbys()  # their start would take the processor from what is measured
+    return lanes[policy].kill(context)
 
 
-def _figure(policy: Policy, context: int, records: Sequence[RecoveryRecord]) -> RefillFigure:
-    middle = sorted(records, key=lambda r: r.refill_seconds)[len(records) // 2]
+def _figure(policy: Policy, context: int, killed: Sequence[Killed]) -> RefillFigure:
+    ratios = [k.predicted / k.restore for k in killed if k.predicted is not None]
     return RefillFigure(
         policy,
         context,
-        middle.refill_seconds,
-        middle.predicted_seconds,
-        middle.recomputed_slots,
-        middle.rejected_slots,
-        context + _KILL_AT - middle.recomputed_slots,
-        tuple(middle.plan),
+        Spread.of([k.restore for k in killed]),
+        Spread.of(ratios) if ratios else None,
+        median(k.recomputed_slots for k in killed),
+        median(k.rejected_slots for k in killed),
+        killed[-1].plan,
     )

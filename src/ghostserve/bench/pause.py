@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ghostserve.bench.workload import Stream, run_streams
+from ghostserve.bench.workload import Stream, await_standbys, run_streams, seconds_until_next
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.coordinator import Options
 from ghostserve.engine.engine import Engine
@@ -59,7 +59,7 @@ def _recovery(config: EngineConfig, progress: Callable[[str], None]) -> tuple[fl
 
     engine = Engine(config, options=Options(record=True, observer=observe))
     with engine:
-        _wait_for_standbys(engine, config.standbys)
+        await_standbys(engine, config.standbys)
         noticed.clear()
         killed = _Killer(engine)
         progress("streaming, then SIGKILL")
@@ -73,7 +73,7 @@ def _recovery(config: EngineConfig, progress: Callable[[str], None]) -> tuple[fl
         raise GhostServeError(f"{len(result.differences)} of {result.compared} tokens differ from the undisturbed run")
     if len(records) != 1 or not noticed:
         raise GhostServeError(f"one recovery was expected, there were {[record.reason for record in records]}")
-    seconds = _seconds_until_next(streams, killed.at)
+    seconds = seconds_until_next(streams, killed.at)
     return seconds, _phases(records[0], noticed[0] - killed.at, seconds)
 
 
@@ -130,21 +130,3 @@ class _Killer:
         self.counts = [len(s.tokens) for s in streams]
         os.kill(self._engine.status().ranks[-1].pid, signal.SIGKILL)
         self._then()
-
-
-def _seconds_until_next(streams: list[Stream], killed_at: float) -> float:
-    # A token that was drawn before the kill can arrive just after it: the pause is the longest gap that ends later.
-    return max(_longest_gap_after(stream, killed_at)[1] for stream in streams) - killed_at
-
-
-def _longest_gap_after(stream: Stream, moment: float) -> tuple[float, float]:
-    gaps = [(a, b) for a, b in zip(stream.times, stream.times[1:], strict=False) if b > moment]
-    return max(gaps, key=lambda gap: gap[1] - gap[0])
-
-
-def _wait_for_standbys(engine: Engine, count: int, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while sum(s.state == "ready" for s in engine.status().standbys) < count:
-        if time.monotonic() > deadline:
-            raise GhostServeError(f"no {count} standbys were ready within {seconds:.0f} s")
-        time.sleep(0.1)

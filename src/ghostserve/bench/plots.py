@@ -1,10 +1,12 @@
-"""The GPU benchmarks' figures as pictures, from the JSON that `ghostserve bench --output` writes."""
+"""Benchmarks' figures as pictures, from the JSON that `ghostserve bench --output` writes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ghostserve.bench.lines import Panel, draw_panels
+from ghostserve.bench.strategies.pictures import draw_contexts, draw_hybrid, draw_sensitivity
 from ghostserve.errors import ConfigError
 
 __all__ = ["draw", "require_matplotlib"]
@@ -80,6 +82,26 @@ def _overhead(figures: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def _contexts(figures: Sequence[Mapping[str, Any]], path: Path) -> None:
+    panels = []
+    for shape in dict.fromkeys(f["shape"] for f in figures):
+        of_shape = [f for f in figures if f["shape"] == shape]
+        one_code = [f for f in of_shape if f["code"] == of_shape[0]["code"]]  # what no code is in: once is enough
+        codes = dict.fromkeys(f["code"] for f in of_shape)
+
+        def points(chosen: Sequence[Mapping[str, Any]], what: str) -> list[tuple[float, float]]:
+            return [(f["tokens"], f[what]["median"] * 1e3) for f in chosen]
+
+        saved = {f"parity, {code}": points([f for f in of_shape if f["code"] == code], "checkpoint") for code in codes}
+        back = {f"parity, {code}": points([f for f in of_shape if f["code"] == code], "rebuild") for code in codes}
+        saved["copies of all shards"] = points(one_code, "copy_all")
+        back["copies of all shards"] = points(one_code, "copy_back")
+        back["recompute"] = points(one_code, "recompute")
+        panels.append(Panel(f"{shape}: checkpoint", "tokens", "ms", saved))
+        panels.append(Panel(f"{shape}: one rank brought back", "tokens", "ms", back))
+    draw_panels(path, "Checkpoint and recovery against context length, one link", panels)
+
+
 def _bars(
     path: Path,
     title: str,
@@ -120,4 +142,8 @@ _PICTURES: dict[str, tuple[str, str, Callable[[Sequence[Mapping[str, Any]], Path
     "checkpoint-beside-matmuls": ("checkpoint", "checkpoint_beside_matmuls", _beside),
     "rebuild": ("rebuild", "rebuild", _rebuild),
     "overhead": ("overhead", "overhead", _overhead),
+    "contexts": ("contexts", "contexts", _contexts),
+    "strategies": ("strategies", "contexts", draw_contexts),
+    "sensitivity": ("sensitivity", "sensitivity", draw_sensitivity),
+    "hybrid": ("hybrid", "refills", draw_hybrid),
 }

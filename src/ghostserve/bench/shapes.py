@@ -58,6 +58,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(256, 2, 8, 4, 512, 1024, "bfloat16", 1024, 64 << 20),
+    "small": Shape(512, 8, 8, 8, 1408, 1024, "float32", 4096, 384 << 20),
     "llama-3.2-1b": Shape(2048, 16, 32, 8, 8192, 128_256, "bfloat16", 2048, 1 << 30),
     "llama-3-8b": Shape(4096, 32, 32, 8, 14336, 128_256, "bfloat16", 2048, 4 << 30),
     # On 4 ranks each has the shard of one rank of Llama-3-70B at TP 8, with 20 of its 80 layers: all 4 together do

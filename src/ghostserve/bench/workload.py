@@ -4,12 +4,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.engine import Engine
+from ghostserve.errors import GhostServeError
 from ghostserve.sampling import SamplingParams
 
-__all__ = ["Stream", "bench_config", "run_streams"]
+__all__ = ["Stream", "await_standbys", "bench_config", "run_streams", "seconds_until_next"]
 
 
 @dataclass
@@ -75,3 +77,25 @@ def run_streams(
 
     asyncio.run(everyone())
     return streams
+
+
+def await_standbys(engine: Engine, count: int, timeout: float = 120.0) -> None:
+    """A start takes the processor from whatever is measured meanwhile. Raises `GhostServeError` after `timeout`."""
+    deadline = time.monotonic() + timeout
+    while sum(s.state == "ready" for s in engine.status().standbys) < count:
+        if time.monotonic() > deadline:
+            raise GhostServeError(f"no {count} standbys were ready within {timeout:.0f} s")
+        time.sleep(0.05)
+
+
+def seconds_until_next(streams: list[Stream], killed_at: float) -> float:
+    """From a kill until every stream had its next token.
+
+    A token that was drawn before the kill can arrive just after it: the pause is the longest gap that ends later.
+    """
+    return max(_longest_gap_after(stream, killed_at)[1] for stream in streams) - killed_at
+
+
+def _longest_gap_after(stream: Stream, moment: float) -> tuple[float, float]:
+    gaps = [(a, b) for a, b in pairwise(stream.times) if b > moment]
+    return max(gaps, key=lambda gap: gap[1] - gap[0])

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from ghostserve.errors import ConfigError
 __all__ = ["BENCHMARKS", "GPU_ONLY", "NOT_IN_ALL", "BenchSettings", "run_bench"]
 
 BENCHMARKS = ("codes", "overhead", "pause", "hybrid")
-NOT_IN_ALL = ("vllm", "online")
-GPU_ONLY = ("kernels", "checkpoint", "rebuild")
-_EVERYTHING, _EVERYTHING_GPU = "all", "gpu-all"
+NOT_IN_ALL = ("strategies", "sensitivity", "vllm", "online")
+OF_PAPER = ("strategies", "sensitivity", "hybrid", "online")
+"""What the paper's evaluation has, of what there is here."""
+GPU_ONLY = ("kernels", "checkpoint", "rebuild", "contexts")
+_EVERYTHING, _EVERYTHING_GPU, _PAPER = "all", "gpu-all", "paper"
 _DEVICES = ("cpu", "cuda")
 _LOG_WIDTH = 170  # of a file: the widest table, unbroken
 
@@ -40,6 +42,8 @@ class BenchSettings:
     output: Path | None
     plot: Path | None
     online: OnlineOptions = field(default_factory=OnlineOptions)
+    contexts: tuple[int, ...] | None = None
+    axes: tuple[str, ...] | None = None
 
 
 def run_bench(which: str, settings: BenchSettings) -> int:
@@ -62,6 +66,9 @@ def run_bench(which: str, settings: BenchSettings) -> int:
             results[name] = _RUN[name](console, settings)
             _save(results, settings)
             failed = failed or (name == "online" and bool(results[name]["failed"]))
+        _draw(console, results, settings)
+    if which == _PAPER:
+        console.print(_paper(results, settings))
     return int(failed)
 
 
@@ -75,13 +82,17 @@ def _chosen(which: str, settings: BenchSettings) -> tuple[tuple[str, ...], tuple
         return (), (which,)
     if which == _EVERYTHING:
         return BENCHMARKS, ()
+    if which == _PAPER:
+        if settings.device == "cuda":
+            return (), ("contexts", "overhead")
+        return tuple(name for name in OF_PAPER if name in _RUN), ()
     if which == "vllm":
         from ghostserve.bench.vllm.suite import require_vllm
 
         require_vllm()
     if which in BENCHMARKS or which in NOT_IN_ALL:
         return (which,), ()
-    names = (_EVERYTHING, *BENCHMARKS, _EVERYTHING_GPU, *GPU_ONLY, *NOT_IN_ALL)
+    names = (_EVERYTHING, *BENCHMARKS, _EVERYTHING_GPU, *GPU_ONLY, *NOT_IN_ALL, _PAPER)
     raise ConfigError(f"benchmark {which!r} is unknown; allowed: {', '.join(names)}")
 
 
@@ -120,12 +131,27 @@ def _gpu(console: Console, names: tuple[str, ...], settings: BenchSettings, resu
             console.print(f"{outcome.name}: {outcome.seconds:.0f} s", style="dim")
             results[outcome.name] = as_json(outcome)
             _save(results, settings)
+    _draw(console, results, settings)
+    return failed
+
+
+def _draw(console: Console, results: dict[str, Any], settings: BenchSettings) -> None:
     if settings.plot is not None:
         from ghostserve.bench.plots import draw
 
         for path in draw(results, settings.plot):
             console.print(f"wrote {path}", style="dim")
-    return failed
+
+
+def _paper(results: dict[str, Any], settings: BenchSettings) -> Table:
+    from ghostserve.bench.paper import PAPER_MACHINE, compare
+
+    found = results["machine"]
+    here = found.get("device", f"{found['cores']} cores of {found['cpu']}")
+    table = Table("claim", "paper", "here", "what differs", title=f"paper: {PAPER_MACHINE}; here: {here}")
+    for row in compare(results, ranks=settings.tensor_parallel_size, parity=settings.parity):
+        table.add_row(row.claim, row.paper, row.here, row.differs)
+    return table
 
 
 def _codes(console: Console, settings: BenchSettings) -> list[dict[str, Any]]:
@@ -208,27 +234,16 @@ def _vllm(console: Console, settings: BenchSettings) -> dict[str, Any]:
         )
 
 
-def _hybrid(console: Console, settings: BenchSettings) -> list[dict[str, Any]]:
-    from ghostserve.bench.hybrid import bench_hybrid
-    from ghostserve.bench.workload import bench_config
+def _of_engines(name: str) -> Callable[[Console, BenchSettings], Any]:
+    """One of `cli.bench_strategies`, imported when it runs."""
 
-    contexts = (64, 256) if settings.quick else (64, 256, 1024)
-    tp = settings.tensor_parallel_size
-    config = bench_config(_model(settings), tp, settings.parity)
-    with _progress(console, "hybrid") as say:
-        figures = bench_hybrid(config, contexts, rounds=settings.rounds, progress=say)
-    columns = ("tokens", "recovery", "refill (ms)", "expected (ms)", "of measured", "recomputed", "to other bits")
-    table = Table(*columns, title=f"refill of one lost rank, TP {tp}, {settings.parity}")
-    for f in sorted(figures, key=lambda f: f.context):
-        expected = ("", "") if f.predicted is None else (f"{f.predicted * 1e3:.1f}", f"{f.predicted / f.seconds:.2f}")
-        row = (str(f.context), f.policy, f"{f.seconds * 1e3:.1f}", *expected)
-        table.add_row(*row, str(f.recomputed_slots), str(f.rejected_slots))
-    console.print(table)
-    for context in contexts:
-        times = {f.policy: f.seconds for f in figures if f.context == context}
-        best = min(times["rebuild"], times["recompute"])
-        console.print(f"{context} tokens: hybrid takes {times['hybrid'] / best:.2f} of the better of the two")
-    return [asdict(f) for f in figures]
+    def run(console: Console, settings: BenchSettings) -> Any:
+        from ghostserve.cli import bench_strategies
+
+        with _progress(console, name) as say:
+            return bench_strategies.BENCHMARKS[name](console, settings, settings.model, say)
+
+    return run
 
 
 def _online(console: Console, settings: BenchSettings) -> dict[str, Any]:
@@ -242,7 +257,9 @@ _RUN: dict[str, Callable[[Console, BenchSettings], Any]] = {
     "codes": _codes,
     "overhead": _overhead,
     "pause": _pause,
-    "hybrid": _hybrid,
+    "hybrid": _of_engines("hybrid"),
+    "strategies": _of_engines("strategies"),
+    "sensitivity": _of_engines("sensitivity"),
     "vllm": _vllm,
     "online": _online,
 }

@@ -206,8 +206,9 @@ class Coordinator(threading.Thread):
             case msg.StepDone(_, step, sampled):
                 if step == self._running_step:
                     self._step_done(step, sampled)
-            case msg.TasksDone(_, task_ids):
+            case msg.TasksDone(_, task_ids, seconds):
                 self.serving.tasks_done(task_ids)
+                self._options.observer("committed", {"tasks": task_ids, "seconds": seconds})
             case msg.FlushAbandoned(_, task_id, error):
                 log.warning("flush task %d of worker %d: its slots stay unprotected: %s", task_id, worker, error)
                 self._counts["failed_flushes"] += 1

@@ -289,7 +289,7 @@ class RecoveryDriver:
         book.saw_recomputed(refill.tried, refill.recomputed)
         if rates is not None and refill.seconds is not None and not refill.rejected:
             alone = sum(rates.recompute(part) for part in refill.split.recompute)
-            book.saw_both(rates.slot * refill.rebuilt_slots, alone, refill.seconds)
+            book.saw_both(rates.rebuild(refill.rebuilt_slots), alone, refill.seconds)
 
     def _start_replay(self) -> None:
         if self._plan is None:  # no rank lost its KV

@@ -10,7 +10,8 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import torch
@@ -19,7 +20,7 @@ from ghostserve.checkpoint.checkpointer import Checkpointer
 from ghostserve.checkpoint.tasks import FlushTask
 from ghostserve.engine import messages as msg
 from ghostserve.engine.communicator import CommunicatorError, make_communicator
-from ghostserve.engine.datapath import HostDataPath
+from ghostserve.engine.datapath import DataPath, HostDataPath
 from ghostserve.engine.hardware import make_hardware
 from ghostserve.engine.launch import WorkerConfig
 from ghostserve.engine.model import ShardedModel
@@ -53,6 +54,7 @@ class Worker:
         self._hardware.prepare(self._model, self._communicator)
         self._runner: StepRunner | None = None
         self._checkpointer: Checkpointer | None = None
+        self._flush_seconds = 0.0
         self._rebuilder: threading.Thread | None = None
 
     def run(self) -> None:
@@ -137,7 +139,7 @@ class Worker:
         if store is not None and path is not None:
             self._checkpointer = Checkpointer(
                 rank=rank,
-                encode=path.encode,
+                encode=partial(self._encode, path),
                 current_epoch=lambda: store.epoch,
                 on_done=self._flushed,
                 on_error=self._flush_failed,
@@ -265,8 +267,20 @@ class Worker:
         self._failpoints.hit("rebuild.end", self._rank)
         self._channel.send(done)
 
+    def _encode(
+        self,
+        path: DataPath,
+        epoch: int,
+        ranges: Sequence[SlotRange],
+        after: object | None,
+        on_stage: Callable[[str], None],
+    ) -> None:
+        began = time.perf_counter()
+        path.encode(epoch, ranges, after, on_stage)
+        self._flush_seconds = time.perf_counter() - began  # `_flushed` comes next, on the same thread
+
     def _flushed(self, epoch: int, task_ids: Sequence[int]) -> None:
-        self._channel.send(msg.TasksDone(epoch, tuple(task_ids)))
+        self._channel.send(msg.TasksDone(epoch, tuple(task_ids), self._flush_seconds))
 
     def _flush_failed(self, epoch: int, task: FlushTask, error: Exception) -> None:
         if isinstance(error, OSError):  # the disk's fault, not this rank's: its slots stay unprotected

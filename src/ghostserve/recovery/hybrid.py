@@ -32,7 +32,8 @@ class Part:
 class Rates:
     """Seconds, as they were measured on this machine.
 
-    `slot`: to rebuild one slot; `step`, `token`, `key`: a recomputed part takes step + token * tokens + key * keys.
+    `start`, `slot`: a rebuild of some slots takes start + slot * slots; `step`, `token`, `key`: a recomputed part takes
+    step + token * tokens + key * keys.
     `alongside`: what is left of the speed of each, 0 to 1, while a rebuild and a recompute run together.
     `accepted`: the share of recomputed slots that came out with the recorded bits.
     """
@@ -43,6 +44,10 @@ class Rates:
     key: float
     alongside: float = 0.5
     accepted: float = 1.0
+    start: float = 0.0
+
+    def rebuild(self, slots: int) -> float:
+        return self.start + self.slot * slots if slots else 0.0
 
     def recompute(self, part: Part) -> float:
         return self.step + self.token * part.tokens + self.key * part.keys
@@ -87,16 +92,16 @@ def split(contexts: Sequence[Sequence[Part]], rates: Rates | None, policy: Polic
         share = f"{rates.accepted:.0%} of recomputed slots had the recorded bits"
         return _without(f"{share}: recomputing is no use here", total, rates)
     order = _cheapest_first(contexts, rates)
-    best, spent, left = (rates.together(rates.slot * total, 0.0), 0), 0.0, total
+    best, spent, left = (rates.together(rates.rebuild(total), 0.0), 0), 0.0, total
     for count, part in enumerate(order, start=1):
         spent += rates.recompute(part)
         left -= part.tokens
-        best = min(best, (rates.together(rates.slot * left, spent), count))
+        best = min(best, (rates.together(rates.rebuild(left), spent), count))
     chosen = order[: best[1]]
     taken = sum(part.tokens for part in chosen)
     if not chosen:
         first = f", the first of {order[0].tokens} by {rates.recompute(order[0]):.4f} s" if order else ""
-        return _without(f"all {total} slots rebuild in {rates.slot * total:.4f} s{first}", total, rates)
+        return _without(f"all {total} slots rebuild in {rates.rebuild(total):.4f} s{first}", total, rates)
     what = "outright" if taken == total else f"beside the rebuild of {total - taken}"
     reason = f"{taken} slots in {len(chosen)} parts are recomputed {what}: {best[0]:.4f} s expected"
     return _predicted(Split(tuple(chosen), (reason,)), total, contexts, rates)
@@ -118,7 +123,7 @@ def _cheapest_first(contexts: Sequence[Sequence[Part]], rates: Rates) -> list[Pa
 def _without(reason: str, total: int, rates: Rates | None) -> Split:
     if rates is None:
         return Split((), (f"nothing is recomputed: {reason}",))
-    seconds = rates.slot * total
+    seconds = rates.rebuild(total)
     return Split((), (f"nothing is recomputed: {reason}",), seconds, seconds)
 
 
@@ -128,7 +133,7 @@ def _predicted(found: Split, total: int, contexts: Sequence[Sequence[Part]], rat
     left = total - sum(part.tokens for part in found.recompute)
     return replace(
         found,
-        seconds=rates.together(rates.slot * left, sum(rates.recompute(part) for part in found.recompute)),
-        rebuild_only=rates.slot * total,
+        seconds=rates.together(rates.rebuild(left), sum(rates.recompute(part) for part in found.recompute)),
+        rebuild_only=rates.rebuild(total),
         recompute_only=sum(rates.recompute(part) for parts in contexts for part in parts),
     )

@@ -1,6 +1,7 @@
 """What this machine can do, measured while it serves and recovers."""
 
 from collections import deque
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -13,6 +14,10 @@ __all__ = ["RateBook"]
 _STEPS, _FEWEST, _PREFILL = 128, 3, 16
 _NEW = 0.5
 """The weight of a new recovery against all before."""
+_REBUILDS = 32
+"""So many are remembered; each weighs `_NEW` of the next."""
+_ALIKE = 1.5
+"""Rebuilds whose sizes lie closer together say nothing of what a rebuild costs beside its slots."""
 
 
 class RateBook:
@@ -20,7 +25,7 @@ class RateBook:
 
     def __init__(self) -> None:
         self._steps: deque[tuple[float, float, float]] = deque(maxlen=_STEPS)
-        self._slot: float | None = None
+        self._rebuilds: deque[tuple[int, float]] = deque(maxlen=_REBUILDS)
         self._alongside, self._accepted = 0.5, 1.0
 
     def saw_step(self, tokens: int, keys: float, seconds: float) -> None:
@@ -32,8 +37,7 @@ class RateBook:
     def saw_rebuild(self, slots: int, seconds: float) -> None:
         """A rebuild with nothing beside it took `seconds`."""
         if slots:
-            measured = seconds / slots
-            self._slot = measured if self._slot is None else _NEW * measured + (1 - _NEW) * self._slot
+            self._rebuilds.append((slots, seconds))
 
     def saw_both(self, rebuild: float, recompute: float, seconds: float) -> None:
         """A rebuild and a recompute, expected to take that long alone, took `seconds` together."""
@@ -48,28 +52,42 @@ class RateBook:
             self._accepted = _NEW * accepted / slots + (1 - _NEW) * self._accepted
 
     def rates(self) -> Rates | None:
-        if self._slot is None or len(self._steps) < _FEWEST or max(t for t, _, _ in self._steps) < _PREFILL:
+        if not self._rebuilds or len(self._steps) < _FEWEST or max(t for t, _, _ in self._steps) < _PREFILL:
             return None
-        step, token, key = _fit(np.array(self._steps))
-        return Rates(self._slot, step, token, key, self._alongside, self._accepted)
+        tokens, keys, seconds = np.array(self._steps).T
+        step, token, key = _fit([np.ones_like(tokens), tokens, keys], seconds, 1 / seconds)
+        slot, start = self._rebuild()
+        return Rates(slot, step, token, key, self._alongside, self._accepted, start)
+
+    def _rebuild(self) -> tuple[float, float]:
+        """(slot, start): later rebuilds count more; what they don't say, those of other sizes do."""
+        slots, seconds = np.array(self._rebuilds, dtype=np.float64).T
+        each = seconds / slots
+        scale = np.sqrt(np.power(_NEW, np.arange(len(slots), dtype=np.float64)[::-1])) / (slots * each.mean())
+        terms = [slots, np.ones_like(slots)]
+        if slots.max() < _ALIKE * slots.min():
+            (slot,) = _fit(terms[:1], seconds, scale)
+            return slot, 0.0
+        slot, start = _fit(terms, seconds, scale)
+        return slot, start
 
 
-def _fit(steps: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Non-negative (step, token, key) of the least squared relative error: of all subsets of terms the best that fits.
+def _fit(
+    terms: Sequence[NDArray[np.float64]], seconds: NDArray[np.float64], scale: NDArray[np.float64]
+) -> tuple[float, ...]:
+    """What each term costs, never below 0, with the least squares of errors times `scale`: of all subsets the best.
 
-    Three terms have seven subsets, so there is no need for an iterative solver.
+    `terms`, `seconds`, `scale`: float64 (S,) each. Three terms have seven subsets: no iterative solver is needed.
     """
-    tokens, keys, seconds = steps.T
-    terms = np.stack([np.ones_like(tokens), tokens, keys], axis=1) / seconds[:, None]
-    best, found = np.inf, np.zeros(3)
-    for size in (1, 2, 3):
-        for chosen in combinations(range(3), size):
-            part, *_ = np.linalg.lstsq(terms[:, chosen], np.ones(len(seconds)), rcond=None)
+    scaled, wanted = np.stack(terms, axis=1) * scale[:, None], seconds * scale
+    best, found = np.inf, np.zeros(len(terms))
+    for size in range(1, len(terms) + 1):
+        for chosen in combinations(range(len(terms)), size):
+            part, *_ = np.linalg.lstsq(scaled[:, chosen], wanted, rcond=None)
             if (part < 0).any():
                 continue
-            error = float(((terms[:, chosen] @ part - 1) ** 2).sum())
+            error = float(((scaled[:, chosen] @ part - wanted) ** 2).sum())
             if error < best - 1e-12:
-                best, found = error, np.zeros(3)
+                best, found = error, np.zeros(len(terms))
                 found[list(chosen)] = part
-    step, token, key = (float(value) for value in found)
-    return step, token, key
+    return tuple(float(value) for value in found)

@@ -41,8 +41,11 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 
 
 class TasksDone(msgspec.Struct, frozen=True, tag=True):
+    """These flushes are committed; `seconds`: from the beginning of their encoding to the last commit."""
+
     epoch: int
     task_ids: tuple[int, ...]
+    seconds: float = 0.0
 
 
 class Released(msgspec.Struct, frozen=True, tag=True):

@@ -12,10 +12,10 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
-from ghostserve.bench.gpu.shapes import LLAMA_8B_TP4, LLAMA_70B_TP8, CacheShape
+from ghostserve.bench.gpu.shapes import LLAMA_8B_TP4, LLAMA_8B_TP8, LLAMA_70B_TP8, CacheShape
 from ghostserve.errors import ConfigError
 
-__all__ = ["RANK_8B_TP4", "RANK_70B_TP8", "LlamaRank", "RankShape"]
+__all__ = ["RANK_8B_TP4", "RANK_8B_TP8", "RANK_70B_TP8", "LlamaRank", "RankShape"]
 
 _THETA = 500_000.0
 _DTYPE = torch.bfloat16
@@ -41,6 +41,7 @@ class RankShape:
 
 
 RANK_8B_TP4 = RankShape(LLAMA_8B_TP4, 4096, 32 // 4, 8 // 4, 128, 14336 // 4, 128_256 // 4)
+RANK_8B_TP8 = RankShape(LLAMA_8B_TP8, 4096, 32 // 8, 8 // 8, 128, 14336 // 8, 128_256 // 8)
 RANK_70B_TP8 = RankShape(LLAMA_70B_TP8, 8192, 64 // 8, 8 // 8, 128, 28672 // 8, 128_256 // 8)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ghostserve.parity.geometry import CacheLayout
 
-__all__ = ["LLAMA_8B_TP4", "LLAMA_70B_TP8", "CacheShape"]
+__all__ = ["LLAMA_8B_TP4", "LLAMA_8B_TP8", "LLAMA_70B_TP8", "CacheShape"]
 
 
 @dataclass(frozen=True)
@@ -32,4 +32,5 @@ class CacheShape:
 
 # bf16, heads of 128: 2 KV heads a rank at TP 4, 1 at TP 8.
 LLAMA_8B_TP4 = CacheShape("Llama-3-8B TP 4", layers=32, row_bytes=512, ranks=4)
+LLAMA_8B_TP8 = CacheShape("Llama-3-8B TP 8", layers=32, row_bytes=256, ranks=8)
 LLAMA_70B_TP8 = CacheShape("Llama-3-70B TP 8", layers=80, row_bytes=256, ranks=8)

@@ -57,11 +57,18 @@ def _overhead(quick: bool, device: torch.device, say: Say) -> Figures:
     return {"overhead": bench_gpu_overhead(OverheadScale.quick() if quick else OverheadScale(), device, say)}
 
 
+def _contexts(quick: bool, device: torch.device, say: Say) -> Figures:
+    from ghostserve.bench.gpu.contexts import ContextScale, bench_contexts
+
+    return {"contexts": bench_contexts(ContextScale.quick() if quick else ContextScale(), device, say)}
+
+
 GPU_BENCHMARKS: dict[str, Runner] = {
     "kernels": _kernels,
     "checkpoint": _checkpoint,
     "rebuild": _rebuild,
     "overhead": _overhead,
+    "contexts": _contexts,
 }
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from ghostserve.bench.gpu.suite import Outcome
 from ghostserve.bench.gpu.timing import Spread
+from ghostserve.parity.limits import format_bytes
 
 __all__ = ["tables"]
 
@@ -151,6 +152,31 @@ def _overhead(figures: Sequence[Any]) -> Table:
     return table
 
 
+def _contexts(figures: Sequence[Any]) -> Table:
+    table = _table(
+        "a context on one rank: checkpoint of all shards, and the lost rank's shard brought back (ms, medians);"
+        " one link for all ranks, a prefill without all-reduces",
+        "model", "tokens", "code", "host memory", "copies", "checkpoint", "copy all", "faster", "limit", "rebuild",
+        "copy back", "recompute", "recompute / rebuild", "other bits",
+        words=1,
+    )  # fmt: skip
+    for f in figures:
+        table.add_row(
+            f.shape,
+            f"{f.tokens:,}",
+            f.code,
+            format_bytes(f.parity_bytes),
+            format_bytes(f.cache_bytes),
+            *(f"{spread.median * 1e3:.2f}" for spread in (f.checkpoint, f.copy_all)),
+            f"{f.faster:.2f}x",
+            f"{f.limit:.0f}x",
+            *(f"{spread.median * 1e3:.2f}" for spread in (f.rebuild, f.copy_back, f.recompute)),
+            f"{f.against_recompute:.1f}x",
+            f"{f.other_bits:.2%}",
+        )
+    return table
+
+
 def _micros(seconds: Spread) -> tuple[str, str]:
     return _scaled(seconds.times(1e6), 1)
 
@@ -170,4 +196,5 @@ _TABLES = {
     "checkpoint_beside_matmuls": _beside,
     "rebuild": _rebuild,
     "overhead": _overhead,
+    "contexts": _contexts,
 }

@@ -1,33 +1,15 @@
 """Times of what a stream runs, and how much they vary."""
 
 import gc
-import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
+from ghostserve.bench.spread import Spread
+
 __all__ = ["Clock", "Spread", "Stamp", "quiet"]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Of repeated measurements of one thing."""
-
-    median: float
-    low: float
-    high: float
-    samples: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(statistics.median(values), min(values), max(values), len(values))
-
-    def times(self, factor: float) -> "Spread":
-        """The same in another unit."""
-        return Spread(self.median * factor, self.low * factor, self.high * factor, self.samples)
 
 
 Stamp = torch.cuda.Event | float

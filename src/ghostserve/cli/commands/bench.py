@@ -1,6 +1,9 @@
 """`ghostserve bench`: its options."""
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from ghostserve.cli.commands.online import OnlineOptions
 from ghostserve.cli.options import Ranks
@@ -22,6 +25,8 @@ def bench(
     output: Path | None = None,
     plot: Path | None = None,
     online: OnlineOptions | None = None,
+    contexts: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
+    axes: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
 ) -> int:
     """Measure GhostServe on this machine: every figure is a ratio from one run.
 
@@ -30,9 +35,12 @@ def bench(
     Parameters
     ----------
     which
-        codes, overhead, pause, hybrid, or all of these; on a GPU kernels, checkpoint, rebuild, or gpu-all: these and
-        overhead; where vLLM is installed vllm: throughput and pause of its plug-in; online: requests that come on their
-        own, with failures meanwhile, under every strategy.
+        codes, overhead, pause, hybrid, or all of these. strategies: every way to protect against context length;
+        sensitivity: what their figures depend on; online: requests that come on their own, with failures meanwhile,
+        under every strategy; paper: these three and hybrid, beside what the GhostServe paper says (with --device cuda:
+        contexts and overhead).
+        On a GPU kernels, checkpoint, rebuild, contexts, or gpu-all: these and overhead. Where vLLM is installed vllm:
+        throughput and pause of its plug-in.
     model
         A transformers checkpoint folder, or a .gguf file; the bundled SmolLM2-135M-Instruct by default.
     tensor_parallel_size
@@ -48,12 +56,16 @@ def bench(
         GPU benchmarks at small sizes: whether they run, not how fast things are. pause and vllm: only with a standby.
         online: three strategies and few requests.
     shape
-        pause and online run a model of this shape with random weights: tiny, llama-3.2-1b, llama-3-8b,
-        llama-3-70b-rank.
+        pause, online, strategies, sensitivity and hybrid run a model of this shape with random weights: tiny, small,
+        llama-3.2-1b, llama-3-8b, llama-3-70b-rank.
     output
         Write the figures to this file, as JSON, after each benchmark.
     plot
-        Draw the figures of online and of the GPU benchmarks into this folder.
+        Draw the figures of the GPU benchmarks, online, strategies, sensitivity and hybrid into this folder.
+    contexts
+        strategies and hybrid: prompts of so many tokens, 256 512 1024 2048 by default; sensitivity: the longest.
+    axes
+        sensitivity: only these of code, ranks, sequences, flush, chunk.
     """
     from ghostserve.cli.bench import BenchSettings, run_bench
 
@@ -70,5 +82,7 @@ def bench(
             output=output,
             plot=plot,
             online=online or OnlineOptions(),
+            contexts=contexts,
+            axes=axes,
         ),
     )
