@@ -59,6 +59,11 @@ def place(config: EngineConfig, spec: ModelSpec, *, gather: Callable[[], object]
     strategy = config.strategy
     if not strategy.on_cuda:
         raise ConfigError(f"protect {strategy.name!r} works on the CPU only; on CUDA allowed: parity, none")
+    if config.scrub_rate:
+        raise ConfigError(
+            f"scrub_rate {config.scrub_rate} works on the CPU only (on CUDA a rebuild verifies what it reads):"
+            " set it to 0"
+        )
     kept = strategy.code(spec.shard_map.num_shards) is not None
     if kept:
         _check_kernels(config, spec)

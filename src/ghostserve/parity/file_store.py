@@ -93,7 +93,9 @@ class FileStore(ParityStore):
         self._check_parity(asked, parity)
         records = list(self._recording(asked, rows, checksums))  # before anything changes: it raises for what can't be
         self.begin(epoch, asked)
+        self.on_stage("cleared")
         self._pwrite(rows, parity)
+        self.on_stage("payload")
         self._written.append((epoch, records))
 
     def settle(self, epoch: int) -> None:
@@ -106,8 +108,7 @@ class FileStore(ParityStore):
         for records in mine:
             # The fence may have fallen since `write`.
             self._check_epoch(epoch)
-            for store in records:
-                store.run()
+            self._run(records)
 
     def payload(self, ranges: SlotRange | Sequence[SlotRange]) -> NDArray[np.uint8]:
         """The parity shards, uint8 (S, K, slot_bytes), read from the file."""
