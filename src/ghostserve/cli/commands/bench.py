@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ghostserve.cli.options import Ranks
+from ghostserve.cli.options import Ranks, Size
 
 __all__ = ["bench"]
 
@@ -20,6 +20,7 @@ def bench(
     shape: str | None = None,
     output: Path | None = None,
     plot: Path | None = None,
+    scrub_rate: Size = 16 << 20,
 ) -> int:
     """Measure GhostServe on this machine: every figure is a ratio from one run.
 
@@ -29,7 +30,8 @@ def bench(
     ----------
     which
         codes, overhead, pause, hybrid, or all of these; on a GPU kernels, checkpoint, rebuild, or gpu-all: these and
-        overhead; where vLLM is installed vllm: throughput and pause of its plug-in.
+        overhead; where vLLM is installed vllm: throughput and pause of its plug-in. scrub: an engine that scrubs
+        against one that does not.
     model
         A transformers checkpoint folder, or a .gguf file; the bundled SmolLM2-135M-Instruct by default.
     tensor_parallel_size
@@ -49,6 +51,8 @@ def bench(
         Write the figures to this file, as JSON, after each benchmark.
     plot
         Draw the GPU benchmarks' figures into this folder.
+    scrub_rate
+        Bytes a second that the benchmark scrub verifies, such as 16M.
     """
     from ghostserve.cli.bench import BenchSettings, run_bench
 
@@ -64,5 +68,6 @@ def bench(
             shape=shape,
             output=output,
             plot=plot,
+            scrub_rate=scrub_rate,
         ),
     )
