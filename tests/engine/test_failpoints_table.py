@@ -10,7 +10,7 @@ import pytest
 from scene import Moment, Stage, decoding, running
 
 from ghostserve.checkpoint import encoding
-from ghostserve.engine import worker
+from ghostserve.engine import scrubbing, worker
 from ghostserve.parity import store
 
 RANKS = 3
@@ -24,6 +24,7 @@ class Row(NamedTuple):
     """Everybody who can die there; -1 has no rank yet."""
     second: bool
     moment: Moment = decoding(6)
+    tokens: int = 20
 
 
 TABLE = {
@@ -36,8 +37,8 @@ TABLE = {
     "flush.record": Row(1, (0, 1, 2), second=False),
     "flush.committed": Row(0, (0, 1, 2), second=False),
     "flush.acked": Row(2, (0, 1, 2), second=False),
-    "scrub.begin": Row(1, (0, 1, 2), second=False),
-    "scrub.end": Row(2, (0, 1, 2), second=False),
+    "scrub.begin": Row(1, (0, 1, 2), second=False, tokens=80),
+    "scrub.end": Row(2, (0, 1, 2), second=False, tokens=80),
     "release.begin": Row(2, (1, 2), second=True),
     "release.end": Row(1, (1, 2), second=True),
     "load.begin": Row(-1, (-1,), second=True),
@@ -56,14 +57,16 @@ def stage(llama_3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     folder = tmp_path_factory.mktemp("points")
     settings = {"model": llama_3, "tensor_parallel_size": RANKS, "parity": "rs:2", "recovery": "recompute"}
     settings["scrub_rate"] = 1 << 30
-    with running(folder, **settings) as stage:
-        yield stage
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scrubbing, "PERIOD", 0.01)  # so that each rank has its turn in a short stream
+        with running(folder, **settings) as stage:
+            yield stage
 
 
 def play(stage: Stage, name: str, rank: int, action: str = "kill") -> None:
     row = TABLE[name]
     scene = stage.scene()
-    scene.stream(4, prompt=40, tokens=20)
+    scene.stream(4, prompt=40, tokens=row.tokens)
     scene.when(row.moment).arm(f"{name}[{rank}]", action)
     if row.second:
         scene.when(row.moment).kill(0)
