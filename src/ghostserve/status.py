@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["EngineStatus", "RankStatus", "RecoveryRecord", "StandbyStatus"]
+__all__ = ["EngineStatus", "RankStatus", "RecoveryRecord", "ScrubFinding", "StandbyStatus"]
 
 
 class RankStatus(msgspec.Struct, frozen=True):
@@ -42,6 +42,16 @@ class RecoveryRecord(msgspec.Struct, frozen=True, kw_only=True):
     phases: list[tuple[str, float]] = msgspec.field(default_factory=list)
 
 
+class ScrubFinding(msgspec.Struct, frozen=True):
+    """Silent corruption of one slot. `where`: "rank 1", "parity shard 3", or "record"."""
+
+    where: str
+    block: int
+    slot: int
+    request_id: str
+    remedy: str
+
+
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot of the engine; `/v1/fault_tolerance/status` sends it as it is."""
 
@@ -64,5 +74,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_waiting: int = 0
     kv_cache_usage: float = 0.0  # 0..1
     recoveries: list[RecoveryRecord] = msgspec.field(default_factory=list)
+    scrub_rate: int = 0  # bytes a second; 0: no scrubbing
+    scrub_findings: list[ScrubFinding] = msgspec.field(default_factory=list)  # the latest
     recovering_seconds: float = 0.0  # since the present recovery began; 0 while serving
     counters: dict[str, float] = msgspec.field(default_factory=dict)  # monotonic, exported by their names

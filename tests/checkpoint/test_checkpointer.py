@@ -267,3 +267,85 @@ def test_a_callback_that_raises_leaves_nobody_waiting(group):
     with pytest.raises(ValueError, match="closed"):
         checkpointer.submit(1, task(1, whole(1)))
     checkpointer.close()
+
+
+# ---- idle work
+
+
+class Pieces:
+    """Idle work of which every piece is let through one by one; says how far it has come."""
+
+    def __init__(self, count=1000):
+        self.count, self.done = count, 0
+        self.permits = threading.Semaphore(0)
+        self.started = threading.Semaphore(0)
+
+    def __iter__(self):
+        for _ in range(self.count):
+            self.started.release()
+            assert self.permits.acquire(timeout=10)
+            self.done += 1
+            yield
+
+
+def test_idle_work_is_done_piece_by_piece_to_its_end(checkpointer, calls):
+    pieces = Pieces(3)
+    pieces.permits.release(3)
+    ended = threading.Event()
+
+    def work():
+        yield from pieces
+        ended.set()
+
+    checkpointer.when_idle(1, work())
+    assert ended.wait(10)
+    assert pieces.done == 3
+    checkpointer.submit(1, task(0, whole(0)))
+    assert checkpointer.drain(10)
+    assert calls.done == [(1, (0,))]
+
+
+def test_a_flush_waits_for_one_piece_at_most(checkpointer, calls):
+    pieces = Pieces()
+    checkpointer.when_idle(1, iter(pieces))
+    assert pieces.started.acquire(timeout=10)  # in the middle of the first piece
+    checkpointer.submit(1, task(0, whole(0)))
+    checkpointer.submit(1, task(1, whole(1)))
+    pieces.permits.release()
+    assert pieces.started.acquire(timeout=10)  # in the second one: both flushes came first
+    assert [ids for _, ids in calls.done] == [(0,), (1,)]
+    assert pieces.done == 1
+    pieces.permits.release(1000)
+
+
+def test_a_fence_ends_idle_work_after_the_piece_under_way(checkpointer, group):
+    pieces = Pieces()
+    checkpointer.when_idle(1, iter(pieces))
+    assert pieces.started.acquire(timeout=10)
+    group.store.advance(2)
+    assert not checkpointer.drain(0.05), "a piece is still being read"
+    pieces.permits.release(1000)
+    assert checkpointer.drain(10)
+    assert pieces.done == 1
+
+
+def test_idle_work_of_an_older_epoch_does_not_begin(checkpointer, group):
+    group.store.advance(2)
+    pieces = Pieces()
+    pieces.permits.release(1000)
+    checkpointer.when_idle(1, iter(pieces))
+    later = Pieces(1)
+    later.permits.release()
+    while not later.done:  # each one takes the place of the one before: the thread has been by
+        checkpointer.when_idle(2, iter(later))
+    assert pieces.done == 0
+
+
+def test_closing_drops_idle_work(group, calls):
+    checkpointer = Checkpointer(rank=0, **encoder(group), on_done=calls.on_done, on_error=calls.on_error)
+    pieces = Pieces()
+    checkpointer.when_idle(1, iter(pieces))
+    assert pieces.started.acquire(timeout=10)
+    pieces.permits.release(1000)
+    checkpointer.close()
+    assert pieces.done < 1000

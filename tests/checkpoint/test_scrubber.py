@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ghostserve.checkpoint import encode_ranges
+from ghostserve.checkpoint import encode_ranges, scrubber
 from ghostserve.checkpoint.scrubber import Scrubber
 from ghostserve.codes import make_backend, make_code
 from ghostserve.parity import CacheLayout, HostArena, ParityStore, ShardMap, SlotRange, StoreGeometry, gather, scatter
@@ -45,8 +45,8 @@ class Group:
     def encode(self, ranges):
         encode_ranges(**self.parts, code=self.code, epoch=self.store.epoch, ranges=ranges)
 
-    def check(self, scrubber=Scrubber):
-        return scrubber(**self.parts, held=lambda slot: self.live).check(RANGES)
+    def check(self, kind=Scrubber):
+        return kind(**self.parts, held=lambda slot: self.live).check(RANGES)
 
     def write(self, rank, slot, mask=0x40):
         data = gather(self.caches[rank], LAYOUT, [slot])
@@ -82,6 +82,20 @@ def test_slots_that_are_not_committed_are_passed_over():
     group.store.begin(group.store.epoch, SLOT)
     report = group.check()
     assert (report.slots, report.faults, report.withdrawn) == (7, (), 0)
+    assert report.uncommitted == (SLOT,)
+
+
+def test_the_pieces_are_the_whole(monkeypatch):
+    """Pieces of three slots: what is found does not depend on where they are cut."""
+    monkeypatch.setattr(scrubber, "PIECE_BYTES", 3 * 6 * LAYOUT.slot_bytes)
+    group = Group()
+    group.write(1, SLOT)
+    group.store.begin(group.store.epoch, RANGES[2])
+    pieces = list(Scrubber(**group.parts, held=lambda slot: True).walk(RANGES))
+    assert [piece.slots + len(piece.uncommitted) for piece in pieces] == [3, 3, 2]
+    whole = group.check()
+    assert sum(pieces, start=scrubber.ScrubReport(0, 0, (), 0)) == whole
+    assert (whole.slots, whole.faults, whole.uncommitted) == (7, (Fault(1, 1, SLOT),), (RANGES[2],))
 
 
 def rewritten(group):

@@ -317,6 +317,13 @@ class Scene:
             self.stage.signal(rank, signal.SIGKILL)
         self.stage.until(lambda: self.engine.status().epoch > epoch, "the death was not noticed")
 
+    def leave(self) -> None:
+        """All that was to be seen has been seen: the clients that are left need no more tokens."""
+        for stream in self.streams:
+            if not stream.over.is_set():
+                self.abort(stream)
+        self.finish()
+
     def finish(self, *, recoveries: int | None = None) -> None:
         """All streams run to their end; every strike has struck, and the engine serves again."""
         for stream in (s for s in self.streams if not s.aborted):

@@ -10,7 +10,8 @@ import pytest
 from scene import Moment, Stage, decoding, running
 
 from ghostserve.checkpoint import encoding
-from ghostserve.engine import worker
+from ghostserve.engine import scrubbing, worker
+from ghostserve.parity import store
 
 RANKS = 3
 
@@ -23,6 +24,7 @@ class Row(NamedTuple):
     """Everybody who can die there; -1 has no rank yet."""
     second: bool
     moment: Moment = decoding(6)
+    tokens: int = 20
 
 
 TABLE = {
@@ -30,13 +32,23 @@ TABLE = {
     "step.end": Row(0, (0, 1, 2), second=False),
     "flush.begin": Row(2, (0, 1, 2), second=False),
     "flush.encoded": Row(1, (0, 1, 2), second=False),
+    "flush.cleared": Row(2, (0, 1, 2), second=False),
+    "flush.payload": Row(0, (0, 1, 2), second=False),
+    "flush.record": Row(1, (0, 1, 2), second=False),
     "flush.committed": Row(0, (0, 1, 2), second=False),
+    "flush.acked": Row(2, (0, 1, 2), second=False),
+    "scrub.begin": Row(1, (0, 1, 2), second=False, tokens=80),
+    "scrub.end": Row(2, (0, 1, 2), second=False, tokens=80),
+    "release.begin": Row(2, (1, 2), second=True),
     "release.end": Row(1, (1, 2), second=True),
     "load.begin": Row(-1, (-1,), second=True),
+    "load.end": Row(0, (0,), second=True),
     "join.begin": Row(2, (0, 1, 2), second=True),
+    "join.end": Row(1, (0, 1, 2), second=True),
     "rebuild.begin": Row(0, (0,), second=True),
     "rebuild.end": Row(0, (0,), second=True),
     "recompute.begin": Row(1, (0, 1, 2), second=True),
+    "recompute.end": Row(2, (0, 1, 2), second=True),
 }
 
 
@@ -44,14 +56,17 @@ TABLE = {
 def stage(llama_3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("points")
     settings = {"model": llama_3, "tensor_parallel_size": RANKS, "parity": "rs:2", "recovery": "recompute"}
-    with running(folder, **settings) as stage:
-        yield stage
+    settings["scrub_rate"] = 1 << 30
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scrubbing, "PERIOD", 0.01)  # so that each rank has its turn in a short stream
+        with running(folder, **settings) as stage:
+            yield stage
 
 
 def play(stage: Stage, name: str, rank: int, action: str = "kill") -> None:
     row = TABLE[name]
     scene = stage.scene()
-    scene.stream(4, prompt=40, tokens=20)
+    scene.stream(4, prompt=40, tokens=row.tokens)
     scene.when(row.moment).arm(f"{name}[{rank}]", action)
     if row.second:
         scene.when(row.moment).kill(0)
@@ -85,14 +100,15 @@ def calls(module: ModuleType, function: str) -> Iterator[ast.expr]:
 
 
 def points() -> set[str]:
-    """What the worker's source names; `flush.{stage}` stands for each stage that an encode tells of."""
+    """What the worker's source names; `flush.{stage}` stands for each stage that an encode or a store tells of."""
     found = set()
     for argument in calls(worker, "hit"):
         if isinstance(argument, ast.Constant):
             found.add(str(argument.value))
         else:
             assert ast.unparse(argument) == "f'flush.{stage}'", f"teach this test about {ast.unparse(argument)}"
-            found |= {f"flush.{ast.literal_eval(stage)}" for stage in calls(encoding, "on_stage")}
+            stages = [*calls(encoding, "on_stage"), *calls(store, "on_stage")]
+            found |= {f"flush.{ast.literal_eval(stage)}" for stage in stages}
     return found
 
 

@@ -113,3 +113,9 @@ def test_a_cache_that_the_kernels_can_not_read(spec: ModelSpec) -> None:
 def test_an_unknown_device() -> None:
     with pytest.raises(ConfigError, match="device 'tpu' is unknown; allowed: auto, cpu, cuda"):
         settings(device="tpu")
+
+
+def test_scrubbing_is_refused_on_cuda_and_not_on_the_cpu(spec: ModelSpec) -> None:
+    with pytest.raises(ConfigError, match=r"scrub_rate 5 works on the CPU only .*: set it to 0"):
+        place(settings(scrub_rate=5), spec, gather=facts)
+    assert place(settings(scrub_rate=5, device="cpu"), spec, gather=facts).device == "cpu"

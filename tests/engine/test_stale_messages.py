@@ -23,6 +23,7 @@ TO_WORKER = {
     msg.RunStep: lambda epoch: msg.RunStep(epoch, msg.StepPlan(STEP, ())),
     msg.Rebuild: lambda epoch: msg.Rebuild(epoch, (1,), ()),
     msg.Recompute: lambda epoch: msg.Recompute(epoch, 0, (1,), PART, ()),
+    msg.Scrub: lambda epoch: msg.Scrub(epoch, 0, ()),
 }
 BEGINNINGS = (msg.Join, msg.Release)
 """They carry the epoch that begins: a newer one is what a worker waits for."""
@@ -36,6 +37,7 @@ FROM_WORKER = {
     msg.Released: lambda epoch: msg.Released(epoch),
     msg.RebuildDone: lambda epoch: msg.RebuildDone(epoch, 0, 0, 0, 0, 0, (), (), ()),
     msg.Recomputed: lambda epoch: msg.Recomputed(epoch, 0, True),
+    msg.Scrubbed: lambda epoch: msg.Scrubbed(epoch, 0, 0, 0, (), 0, ()),
     msg.WorkerFailed: lambda epoch: msg.WorkerFailed(epoch, True, "a peer is gone"),
 }
 
@@ -76,6 +78,9 @@ class Listener(Worker):
 
     def _recompute(self, *_: object) -> None:
         self.acted.append("Recompute")
+
+    def _begin_scrub(self, *_: object) -> None:
+        self.acted.append("Scrub")
 
 
 class Credulous(Listener):
@@ -129,6 +134,7 @@ class Hearing(Coordinator):
         self._driver._refill = Refilling(self.acted)
         self._driver._refilled = lambda: None
         self.serving.tasks_done = self.acted.append
+        self._scrub.heard = self.acted.append
 
     def _step_done(self, step: int, sampled: tuple[msg.Sampled, ...]) -> None:
         self.acted.append(step)

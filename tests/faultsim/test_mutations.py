@@ -11,8 +11,10 @@ from ghostserve.engine.blocks import BlockManager
 from ghostserve.engine.coordinator import Coordinator
 from ghostserve.engine.datapath import HostDataPath
 from ghostserve.engine.driver import RecoveryDriver
+from ghostserve.engine.memory import EngineMemory
 from ghostserve.engine.scheduler import Scheduler
 from ghostserve.engine.serving import Serving
+from ghostserve.faultsim.group import SimulatedGroup
 from ghostserve.faultsim.run import simulate
 from ghostserve.parity.budget import ParityBudget
 from ghostserve.parity.ranges import num_slots
@@ -235,6 +237,60 @@ def believe_any_step_answer(patch):
     patch.setattr(Coordinator, "_hear", credulous)
 
 
+def believe_any_rebuild(patch):
+    hear = Coordinator._hear
+
+    def credulous(self, worker, message):
+        if type(message).__name__ == "RebuildDone":
+            message = msgspec.structs.replace(message, epoch=self._driver.machine.epoch)
+        hear(self, worker, message)
+
+    patch.setattr(Coordinator, "_hear", credulous)
+
+
+def settle_without_looking(patch):
+    """At a recovery all flushes count as done."""
+    settle = CheckpointLedger.settle
+    patch.setattr(CheckpointLedger, "settle", lambda self, is_committed: settle(self, lambda slots: True))
+
+
+def count_nothing_as_missing(patch):
+    patch.setattr(EngineMemory, "count_missing", lambda self, ranges: 0)
+
+
+def never_kill(patch):
+    patch.setattr(SimulatedGroup, "kill", lambda self, worker: None)
+
+
+def flush_only_what_is_new(patch):
+    """A request that gets its parity blocks late is not flushed from its beginning."""
+    assign = ParityBudget.assign
+    patch.setattr(ParityBudget, "assign", lambda *a: changed(assign(*a), gained=False))
+
+
+def changed(assignment, **changes):
+    return type(assignment)(**{**vars(assignment), **changes})
+
+
+def flush_what_has_lost_its_place(patch):
+    """Slots that wait are flushed also when their request is over, or has been pushed out of the store."""
+    patch.setattr(CheckpointLedger, "drop", lambda self, request_id: None)
+
+
+def find_damage_in_anothers_slots(patch):
+    """Whose a slot is by now is not asked."""
+    patch.setattr(Serving, "owner", lambda self, slots: next(iter(self.scheduler.running), None))
+
+
+def expect_everything_to_be_committed(patch):
+    """Slots that are written and not flushed yet are scrubbed like the others."""
+    patch.setattr(CheckpointLedger, "open_slots", ())
+
+
+def leave_damage_as_it_is(patch):
+    patch.setattr(Serving, "flush_again", lambda self, request_id, ranges: None)
+
+
 MUTATIONS = [
     skip_checksums,
     skip_checksums_of_survivors,
@@ -265,6 +321,15 @@ MUTATIONS = [
     never_notice_an_overdue_step,
     rebuild_only_one_rank,
     believe_any_step_answer,
+    believe_any_rebuild,
+    settle_without_looking,
+    count_nothing_as_missing,
+    never_kill,
+    flush_only_what_is_new,
+    flush_what_has_lost_its_place,
+    find_damage_in_anothers_slots,
+    expect_everything_to_be_committed,
+    leave_damage_as_it_is,
 ]
 
 

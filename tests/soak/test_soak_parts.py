@@ -215,6 +215,11 @@ def mismatch(found: Found) -> None:
     found.status = msgspec.structs.replace(found.status, counters={"replay_mismatches": 1.0})
 
 
+def false_alarm(found: Found) -> None:
+    assert found.status is not None
+    found.status = msgspec.structs.replace(found.status, counters={"scrub_corrupt_slots": 3.0})
+
+
 def leak(found: Found) -> None:
     found.leaks.append("processes: 6, before 5")
 
@@ -237,6 +242,7 @@ def broken(found: Found) -> None:
         (twice, "1 clients received something else"),
         (not_recorded, "1 clients received something else"),
         (mismatch, "1 replayed steps drew something else"),
+        (false_alarm, "the scrubber found 3 damaged slots, and no bit was flipped"),
         (leak, "leak: processes: 6, before 5"),
         (growth, "resident memory grew by"),
         (broken, "the run broke off: the server ended with -9"),

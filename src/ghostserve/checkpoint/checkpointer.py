@@ -2,7 +2,8 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from ghostserve.checkpoint.tasks import FlushTask
 from ghostserve.errors import StaleEpochError
@@ -22,6 +23,8 @@ class Checkpointer:
     failed for any reason but a stale epoch; both on the checkpointer's thread. A task of an older epoch is
     dropped silently: after a fence the coordinator sends again what it misses. Tasks take part in no
     collective.
+
+    When no flush waits the thread may do something else, piece by piece: see `when_idle`.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Checkpointer:
         self._on_done, self._on_error, self._on_stage = on_done, on_error, on_stage
         self._limit = queue_tasks
         self._queue: deque[tuple[int, FlushTask, object | None]] = deque()
+        self._idle_work: tuple[int, Iterator[object]] | None = None
         self._busy = False
         self._closing = False
         self._changed = threading.Condition()
@@ -63,14 +67,25 @@ class Checkpointer:
             self._queue.append((epoch, task, after))
             self._changed.notify_all()
 
+    def when_idle(self, epoch: int, pieces: Iterator[object]) -> None:
+        """Take one piece of `pieces` after the other, whenever no flush waits and only while the group is in `epoch`.
+
+        A flush or a fence waits for the end of one piece at most. What is under way is dropped for what is new, and
+        silently when the epoch is over. `pieces` raises nothing: an error of its ends the thread.
+        """
+        with self._changed:
+            self._idle_work = (epoch, pieces)
+            self._changed.notify_all()
+
     def drain(self, timeout: float) -> bool:
-        """Discard tasks of older epochs and wait, up to `timeout` seconds, until nothing is left to do.
+        """Discard tasks of older epochs and idle work, and wait, up to `timeout` seconds, until nothing is left to do.
 
         After True no flush of an older epoch runs or will run: this is a fenced rank's last word before it
         rejoins.
         """
         with self._changed:
             epoch = self._current_epoch()
+            self._idle_work = None
             self._queue = deque(entry for entry in self._queue if entry[0] >= epoch)
             self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._queue and not self._busy, timeout)
@@ -80,14 +95,15 @@ class Checkpointer:
         with self._changed:
             self._closing = True
             self._queue.clear()
+            self._idle_work = None
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _run(self) -> None:
         try:
-            while (entry := self._next()) is not None:
-                self._flush(*entry)
+            while (work := self._next()) is not None:
+                work()
                 with self._changed:
                     self._busy = False
                     self._changed.notify_all()
@@ -97,15 +113,27 @@ class Checkpointer:
                 self._closing, self._busy = True, False
                 self._changed.notify_all()
 
-    def _next(self) -> tuple[int, FlushTask, object | None] | None:
+    def _next(self) -> Callable[[], object] | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._queue)
+            self._changed.wait_for(lambda: self._closing or self._queue or self._idle_work is not None)
             if self._closing:
                 return None
             self._busy = True
-            entry = self._queue.popleft()
+            if self._queue:
+                work = partial(self._flush, *self._queue.popleft())
+            else:
+                assert self._idle_work is not None
+                work = partial(self._piece, self._idle_work)
             self._changed.notify_all()
-            return entry
+            return work
+
+    def _piece(self, work: tuple[int, Iterator[object]]) -> None:
+        epoch, pieces = work
+        over = object()
+        if self._current_epoch() != epoch or next(pieces, over) is over:
+            with self._changed:
+                if self._idle_work is work:
+                    self._idle_work = None
 
     def _flush(self, epoch: int, task: FlushTask, after: object | None) -> None:
         try:

@@ -157,6 +157,12 @@ class CheckpointLedger:
         """Tasks that were handed out and not acked, in their order."""
         return tuple(sent.task for sent in self._sent.values())
 
+    @property
+    def open_slots(self) -> tuple[SlotRange, ...]:
+        """What is written and not known to be committed: slots that wait, and those of outstanding tasks."""
+        waiting = [r for pending in self._pending.values() for r in pending.ranges]
+        return (*waiting, *(r for sent in self._sent.values() for r in sent.task.ranges))
+
     def outstanding_after(self, step: int) -> tuple[FlushTask, ...]:
         """The outstanding tasks that `step` handed out: to be sent again right after its replay."""
         return tuple(task for task in self.outstanding if task.step == step)

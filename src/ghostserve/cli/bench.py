@@ -19,7 +19,7 @@ from ghostserve.errors import ConfigError
 __all__ = ["BENCHMARKS", "GPU_ONLY", "NOT_IN_ALL", "BenchSettings", "run_bench"]
 
 BENCHMARKS = ("codes", "overhead", "pause", "hybrid")
-NOT_IN_ALL = ("strategies", "sensitivity", "vllm", "online")
+NOT_IN_ALL = ("strategies", "sensitivity", "vllm", "online", "scrub")
 OF_PAPER = ("strategies", "sensitivity", "hybrid", "online")
 """What the paper's evaluation has, of what there is here."""
 GPU_ONLY = ("kernels", "checkpoint", "rebuild", "contexts")
@@ -44,6 +44,7 @@ class BenchSettings:
     online: OnlineOptions = field(default_factory=OnlineOptions)
     contexts: tuple[int, ...] | None = None
     axes: tuple[str, ...] | None = None
+    scrub_rate: int = 16 << 20
 
 
 def run_bench(which: str, settings: BenchSettings) -> int:
@@ -217,6 +218,27 @@ def _pause(console: Console, settings: BenchSettings) -> list[dict[str, Any]]:
     return [{"way": f.way, "seconds": f.seconds, "phases": dict(f.phases)} for f in figures]
 
 
+def _scrub(console: Console, settings: BenchSettings) -> dict[str, Any]:
+    from ghostserve.bench.scrub import bench_scrub
+
+    parity, tp, rate = settings.parity, settings.tensor_parallel_size, settings.scrub_rate
+    if rate < 1:
+        raise ConfigError(f"scrub_rate {rate} scrubs nothing; allowed: bytes a second from 1 on")
+    with _progress(console, "scrub") as say:
+        figure = bench_scrub(_model(settings), tp, parity, rate=rate, rounds=settings.rounds, progress=say)
+    title = f"tokens/s, TP {tp}, {parity}, {figure.read / 2**20:.1f} MiB/s verified, {figure.passes} passes"
+    table = Table("round", f"scrubbing {rate / 2**20:.0f} MiB/s", "not", "ratio", title=title)
+    for number, (a, b) in enumerate(zip(figure.scrubbing, figure.plain, strict=True), 1):
+        table.add_row(str(number), f"{a:.2f}", f"{b:.2f}", f"{a / b:.3f}")
+    table.add_row("median", "", "", f"{figure.ratio:.3f}", style="bold")
+    console.print(table)
+    share = rate / figure.verified
+    console.print(
+        f"verified: {figure.verified / 1e9:.2f} GB/s of one core's time; {rate} B/s take {share:.2%} of a core"
+    )
+    return asdict(figure) | {"ratio": figure.ratio}
+
+
 def _vllm(console: Console, settings: BenchSettings) -> dict[str, Any]:
     from ghostserve.bench.vllm.suite import bench_vllm
     from ghostserve.engine.files import resolve_checkpoint
@@ -260,6 +282,7 @@ _RUN: dict[str, Callable[[Console, BenchSettings], Any]] = {
     "hybrid": _of_engines("hybrid"),
     "strategies": _of_engines("strategies"),
     "sensitivity": _of_engines("sensitivity"),
+    "scrub": _scrub,
     "vllm": _vllm,
     "online": _online,
 }

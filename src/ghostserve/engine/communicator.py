@@ -4,6 +4,8 @@ The model's layers hold the communicator, not a process group: after a failure t
 layers go on with the next one. Siblings: `gloo` for the CPU, `nccl` for CUDA.
 """
 
+import errno
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,10 @@ from ghostserve.workers.rendezvous import JOIN_TIMEOUT, connect
 from ghostserve.workers.sealed_store import SealedStore
 
 __all__ = ["JOIN_TIMEOUT", "Communicator", "CommunicatorError", "make_communicator"]
+
+
+_REFUSED = tuple(os.strerror(code) for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+"""gloo and torch tell a refusal of the system by its words alone."""
 
 
 class CommunicatorError(GhostServeError):
@@ -147,6 +153,10 @@ class Communicator(ABC):
 
 
 def raise_own(error: Exception) -> None:
-    """Raise `error` again if it is this process's own fault (its device is broken or full) and no peer's."""
+    """Raise `error` again if it is this process's own fault (its device is broken or full, the system refuses it
+    files or memory) and no peer's: else peers would be asked again and again for what this one can't do.
+    """
     if isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError):
+        raise error
+    if any(reason in str(error) for reason in _REFUSED):
         raise error

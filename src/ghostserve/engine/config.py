@@ -53,6 +53,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """On CUDA: keep the ranks' weights in host memory too, so that a newcomer copies instead of reading files."""
     recovery: Policy = "hybrid"
     """What is lost is rebuilt, or recomputed where the bits come out the same, or both at once as the rates say."""
+    scrub_rate: int = 0
+    """Bytes a second, over all ranks and parity, that are verified beside the running model; 0 = none. CPU only."""
     step_deadline: float = 60.0
     """Seconds after which a step without an answer counts as a hang."""
     phase_deadline: float = 120.0
@@ -65,7 +67,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         self._at_least(1, "tensor_parallel_size", "flush_tokens", "max_unprotected_tokens", "block_size")
         self._at_least(1, "kv_cache_memory", "max_num_seqs", "max_num_batched_tokens", "max_queue")
         self._at_least(1, "max_recovery_attempts")
-        self._at_least(0, "standbys")
+        self._at_least(0, "standbys", "scrub_rate")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens {self.max_num_batched_tokens} is below max_num_seqs {self.max_num_seqs}:"
@@ -80,6 +82,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         make_strategy(self.protect, self.parity)
         if self.recovery not in get_args(Policy):
             raise ConfigError(f"recovery {self.recovery!r} is unknown; allowed: {', '.join(get_args(Policy))}")
+        if self.scrub_rate and self.strategy.name == "none":
+            raise ConfigError(f"scrub_rate {self.scrub_rate} has nothing to verify: protect none keeps no checksums")
         if self.device not in DEVICES:
             raise ConfigError(f"device {self.device!r} is unknown; allowed: {', '.join(DEVICES)}")
         if self.data_path not in DATA_PATHS:

@@ -18,6 +18,7 @@ from ghostserve.engine.memory import EngineMemory
 from ghostserve.engine.modelspec import ModelSpec
 from ghostserve.engine.placement import CPU, Placement
 from ghostserve.engine.scheduler import Request, Scheduler
+from ghostserve.engine.scrub_driver import ScrubDriver
 from ghostserve.engine.serving import LoggedStep, Serving
 from ghostserve.errors import GhostServeError, RequestError
 from ghostserve.parity.budget import ParityBudget
@@ -111,6 +112,7 @@ class Coordinator(threading.Thread):
         self._driver = RecoveryDriver(
             machine, self._group, self._memory, self.serving, self._options.observer, config.recovery
         )
+        self._scrub = ScrubDriver(config, spec, self._memory, self.serving, self._options.observer)
         self._running_step: int | None = None
         self._step_sent = self._step_due = 0.0
         self._oldest_flush: tuple[int, int] | None = None
@@ -191,7 +193,11 @@ class Coordinator(threading.Thread):
         while not self._inbox.empty():
             self._take(self._inbox.get())
         self._watch()
+        if self._running_step is None:
+            self._scrub.recompute()
         self._send_next()
+        if self._driver.machine.phase is Phase.SERVING:
+            self._scrub.go_on(self._driver.machine, self._group.send)
         self._status = self._snapshot()
 
     def _timeout(self) -> float:
@@ -212,16 +218,19 @@ class Coordinator(threading.Thread):
             case msg.FlushAbandoned(_, task_id, error):
                 log.warning("flush task %d of worker %d: its slots stay unprotected: %s", task_id, worker, error)
                 self._counts["failed_flushes"] += 1
+                self._scrub.refused(task_id)
                 self.serving.tasks_done((task_id,))
+            case msg.Scrubbed():
+                self._scrub.heard(message)
             case _:
                 self._driver.hear(worker, message)
                 if self._driver.machine.epoch != epoch:
-                    self._running_step = None  # fenced: its answer would be refused
+                    self._fenced()
 
     def _is_stale(self, message: msg.FromWorker | Exited) -> bool:
         """Said in another epoch than the present one. What a worker says of itself alone is true in any epoch."""
         match message:
-            case msg.StepDone() | msg.TasksDone() | msg.FlushAbandoned():
+            case msg.StepDone() | msg.TasksDone() | msg.FlushAbandoned() | msg.Scrubbed():
                 return message.epoch != self._driver.machine.epoch
             case msg.Joined() | msg.Attached() | msg.Released() | msg.RebuildDone() | msg.Recomputed():
                 return message.epoch != self._driver.machine.epoch
@@ -250,9 +259,13 @@ class Coordinator(threading.Thread):
         self._watch_flushes()
         self._driver.tick()
         if machine.epoch != epoch:
-            self._running_step = None
+            self._fenced()
         if machine.phase is Phase.SERVING and not self._serving_once.is_set():
             self._serving_once.set()
+
+    def _fenced(self) -> None:
+        self._running_step = None  # its answer would be refused
+        self._scrub.fenced()
 
     def _watch_flushes(self) -> None:
         """A step's deadline does not see a flush that hangs: the oldest one has a deadline of its own."""
@@ -286,6 +299,7 @@ class Coordinator(threading.Thread):
         self._running_step = plan.step
         self._step_sent = time.monotonic()
         self._step_due = self._step_sent + self.config.step_deadline
+        self._scrub.flushing(plan.flush)
         for worker in machine.members.values():
             self._group.send(worker, msg.RunStep(machine.epoch, plan))
         self._options.observer("step", {"plan": plan, "replay": machine.phase is Phase.REPLAYING})
@@ -403,9 +417,12 @@ class Coordinator(threading.Thread):
             kv_cache_usage=serving.blocks.usage,
             recovering_seconds=0.0 if machine.timeline is None else time.monotonic() - machine.timeline.started,
             recoveries=list(driver.records),
+            scrub_rate=self.config.scrub_rate,
+            scrub_findings=list(self._scrub.findings),
             counters={
                 **{name: float(value) for name, value in self._counts.items()},
                 **{name: float(value) for name, value in driver.counts.items()},
+                **self._scrub.counts,
                 "preemptions": float(serving.preemptions),
                 "replay_mismatches": float(serving.replay_mismatches),
             },

@@ -1,9 +1,10 @@
 """How KV becomes parity and parity becomes KV again: what a worker needs of it, and the way over host memory."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 from ghostserve.checkpoint.encoding import encode_ranges
+from ghostserve.checkpoint.scrubber import Scrubber, ScrubReport
 from ghostserve.codes import Backend, Code, make_backend
 from ghostserve.parity import paging
 from ghostserve.parity.arena import Arena
@@ -124,6 +125,21 @@ class HostDataPath:
             run=run,
             keep=keep,
         )
+
+    def scrub(self, ranges: Sequence[SlotRange]) -> Iterator[ScrubReport]:
+        """Verify the committed slots of `ranges`, a piece with each `next`; see `ghostserve.checkpoint.Scrubber`.
+
+        Whether a faulty slot was its request's all the time is for the caller to say, once the report has come.
+        """
+        scrubber = Scrubber(
+            store=self._store,
+            backend=self._backend,
+            arenas=self._arenas,
+            layout=self._layout,
+            shard_map=self._shard_map,
+            held=lambda slot: True,
+        )
+        return scrubber.walk(ranges)
 
     def close(self) -> None:
         return None

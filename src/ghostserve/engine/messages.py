@@ -42,6 +42,8 @@ __all__ = [
     "Released",
     "RunStep",
     "Sampled",
+    "Scrub",
+    "Scrubbed",
     "SequencePart",
     "Shutdown",
     "StepDone",
@@ -128,13 +130,21 @@ class Recompute(msgspec.Struct, frozen=True, tag=True):
     ranges: tuple[SlotRange, ...]
 
 
+class Scrub(msgspec.Struct, frozen=True, tag=True):
+    """One rank, when it has no flush to do: verify these committed slots, on all ranks and in the store."""
+
+    epoch: int
+    number: int
+    ranges: tuple[SlotRange, ...]
+
+
 class Poison(msgspec.Struct, frozen=True, tag=True):
     """NaN in these blocks of the worker's own cache: for the undisturbed run, where nothing may be left over."""
 
     blocks: tuple[int, ...]
 
 
-ToWorker = Load | Join | Attach | RunStep | Release | Rebuild | Recompute | Poison | Ping | Shutdown
+ToWorker = Load | Join | Attach | RunStep | Release | Rebuild | Recompute | Scrub | Poison | Ping | Shutdown
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -188,6 +198,19 @@ class Recomputed(msgspec.Struct, frozen=True, tag=True):
     accepted: bool
 
 
+class Scrubbed(msgspec.Struct, frozen=True, tag=True):
+    """What a `Scrub` found; see `ScrubReport`. `error`: the store's medium could not be read, and that ended it."""
+
+    epoch: int
+    number: int
+    slots: int
+    bytes_read: int
+    faults: tuple[Fault, ...]
+    withdrawn: int
+    uncommitted: tuple[SlotRange, ...]
+    error: str = ""
+
+
 FromWorker = (
     Hello
     | Loaded
@@ -199,6 +222,7 @@ FromWorker = (
     | Released
     | RebuildDone
     | Recomputed
+    | Scrubbed
     | Pong
     | WorkerFailed
 )

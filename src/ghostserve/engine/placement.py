@@ -57,6 +57,11 @@ def place(config: EngineConfig, spec: ModelSpec, *, gather: Callable[[], object]
     if config.device == "auto" and (facts.problem is not None or not facts.devices):
         return Placement("cpu", (), "host", (f"no GPU is usable: {facts.problem or 'none is visible'}",))
     strategy = config.strategy
+    if config.scrub_rate:
+        raise ConfigError(
+            f"scrub_rate {config.scrub_rate} works on the CPU only (on CUDA a rebuild verifies what it reads):"
+            " set it to 0"
+        )
     kept = strategy.code(spec.shard_map.num_shards) is not None
     if kept:
         _check_kernels(config, spec)

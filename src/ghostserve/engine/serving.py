@@ -3,7 +3,7 @@
 Without I/O and without a clock: the coordinator says what was answered, this says what comes next.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -14,7 +14,7 @@ from ghostserve.engine.messages import Sampled, SequencePart, StepPlan
 from ghostserve.engine.scheduler import Request, Scheduler
 from ghostserve.parity.budget import ParityBudget
 from ghostserve.parity.geometry import ShardMap
-from ghostserve.parity.ranges import SlotRange
+from ghostserve.parity.ranges import SlotRange, without
 from ghostserve.recovery.hybrid import Part
 from ghostserve.recovery.planner import KVState
 
@@ -56,6 +56,8 @@ class Serving:
     """Steps that a recovery has to run again: they stay in the log until answered, however far the watermark goes."""
     replay_mismatches: int = 0
     preemptions: int = 0
+    again: dict[str, tuple[SlotRange, ...]] = field(default_factory=dict)
+    """Committed slots of a request that the next step flushes once more."""
 
     # ---- steps
 
@@ -74,13 +76,14 @@ class Serving:
         self.scheduler.preempted.clear()
         self._settle()
         starved = self.scheduler.short_of_blocks and self.blocks.has_resting
-        if not parts and not (starved and self.ledger.waiting_tokens):
+        if not parts and not self.again and not (starved and self.ledger.waiting_tokens):
             return None
         self.step = step
         lagging = step - self.ledger.watermark > self.max_lag // 2
         self.ledger.begin(step)
         for part in parts:
             self._protect(step, part)
+        self._repeat_flushes(step)
         tasks = self.ledger.due(step, everything=starved or lagging)
         entry = LoggedStep(StepPlan(step, tuple(parts), tuple(tasks)))
         self.log[step] = entry
@@ -124,6 +127,27 @@ class Serving:
             self._forget(request)
             self._settle()
         return request
+
+    # ---- scrubbing
+
+    def owner(self, slots: SlotRange) -> Request | None:
+        """The running request whose protected KV these slots of one block are, still in the same generation."""
+        owner = next((r for r in self.scheduler.running if slots.block in r.blocks), None)
+        if owner is None or self.budget is None or not self.budget.is_protected(owner.request_id):
+            return None
+        same = self.blocks.generation(slots.block) == slots.generation
+        return owner if same and self.budget.parity_block(slots.block) == slots.parity_block else None
+
+    def committed(self, request: Request, start: int, stop: int) -> tuple[SlotRange, ...]:
+        """Of the slots of tokens `start..stop-1` of a running request, those that must be committed by now."""
+        if self.budget is None or not self.budget.is_protected(request.request_id):
+            return ()
+        uncommitted = (*self.ledger.open_slots, *self.again.get(request.request_id, ()))
+        return without(self._ranges(request, start, stop), uncommitted)
+
+    def flush_again(self, request_id: str, ranges: Iterable[SlotRange]) -> None:
+        """The parity or the record of these slots is damaged, their KV is not: the next step flushes them once more."""
+        self.again[request_id] = (*self.again.get(request_id, ()), *ranges)
 
     # ---- recovery
 
@@ -224,6 +248,12 @@ class Serving:
             ranges = self._ranges(request, start, stop)
             self.ledger.wrote(step, part.request_id, ranges, prefill=stop - start > 1)
 
+    def _repeat_flushes(self, step: int) -> None:
+        for request_id, ranges in self.again.items():
+            mine = [r for r in ranges if self.owner(r) is self.scheduler.requests[request_id]]
+            self.ledger.wrote(step, request_id, mine, prefill=True)
+        self.again.clear()
+
     def _ranges(self, request: Request, start: int, stop: int) -> list[SlotRange]:
         """The slots of tokens `start..stop-1`; parity_block -1 where there is none."""
         size = self.blocks.block_size
@@ -253,6 +283,7 @@ class Serving:
 
     def _forget(self, request: Request) -> None:
         """The request's KV is not needed any more: nothing new of it is flushed."""
+        self.again.pop(request.request_id, None)
         self.ledger.drop(request.request_id)
         if self.budget is not None:
             self.budget.release(request.request_id, self.step)

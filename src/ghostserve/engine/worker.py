@@ -10,13 +10,14 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import msgspec
 import torch
 
 from ghostserve.checkpoint.checkpointer import Checkpointer
+from ghostserve.checkpoint.scrubber import ScrubReport
 from ghostserve.checkpoint.tasks import FlushTask
 from ghostserve.engine import messages as msg
 from ghostserve.engine.communicator import CommunicatorError, make_communicator
@@ -103,7 +104,7 @@ class Worker:
         match message:
             case msg.Join(epoch) | msg.Release(epoch):
                 return epoch < self._epoch
-            case msg.Attach(epoch) | msg.RunStep(epoch) | msg.Rebuild(epoch) | msg.Recompute(epoch):
+            case msg.Attach(epoch) | msg.RunStep(epoch) | msg.Rebuild(epoch) | msg.Recompute(epoch) | msg.Scrub(epoch):
                 return epoch != self._epoch
             case _:
                 return False
@@ -126,6 +127,8 @@ class Worker:
                 self._begin_rebuild(lost_ranks, ranges, beside)
             case msg.Recompute(_, number, lost_ranks, part, ranges):
                 self._recompute(number, lost_ranks, part, ranges)
+            case msg.Scrub(_, number, ranges):
+                self._begin_scrub(number, ranges)
             case msg.Poison(blocks):
                 self._hardware.poison(blocks)
             case _:
@@ -137,6 +140,7 @@ class Worker:
         loaded = self._hardware.load(self._model, rank, self._communicator)
         store, path = self._hardware.store, self._hardware.path
         if store is not None and path is not None:
+            store.on_stage = lambda stage: self._failpoints.hit(f"flush.{stage}", rank)
             self._checkpointer = Checkpointer(
                 rank=rank,
                 encode=partial(self._encode, path),
@@ -146,6 +150,7 @@ class Worker:
                 on_stage=lambda stage: self._failpoints.hit(f"flush.{stage}", rank),
             )
         self._channel.send(msg.Loaded(rank, loaded))
+        self._failpoints.hit("load.end", rank)
 
     def _join(self, epoch: int, store_port: int, secret: str) -> None:
         self._failpoints.hit("join.begin", self._rank)
@@ -160,6 +165,7 @@ class Worker:
             self._peer_failed(error)
             return
         self._channel.send(msg.Joined(epoch, handle))
+        self._failpoints.hit("join.end", self._rank)
 
     def _attach(self, handles: Sequence[bytes]) -> None:
         try:
@@ -171,6 +177,7 @@ class Worker:
 
     def _release(self, epoch: int) -> None:
         """Leave the group and let the shadow come to rest: after this nothing here reads or writes shared memory."""
+        self._failpoints.hit("release.begin", self._rank)
         self._epoch = epoch
         self._communicator.unbind()
         if self._rebuilder is not None:
@@ -244,6 +251,7 @@ class Worker:
             except CommunicatorError as error:
                 self._peer_failed(error)
                 return
+        self._failpoints.hit("recompute.end", self._rank)
         self._channel.send(msg.Recomputed(self._epoch, number, accepted))
 
     def _rebuild(self, epoch: int, lost_ranks: tuple[int, ...], ranges: Sequence[SlotRange]) -> None:
@@ -279,8 +287,35 @@ class Worker:
         path.encode(epoch, ranges, after, on_stage)
         self._flush_seconds = time.perf_counter() - began  # `_flushed` comes next, on the same thread
 
+    def _begin_scrub(self, number: int, ranges: Sequence[SlotRange]) -> None:
+        if self._checkpointer is not None:
+            self._checkpointer.when_idle(self._epoch, self._scrub(self._epoch, number, ranges))
+
+    def _scrub(self, epoch: int, number: int, ranges: Sequence[SlotRange]) -> Iterator[ScrubReport]:
+        """On the checkpointer's thread, a piece at a time."""
+        path, total = self._hardware.path, ScrubReport(0, 0, (), 0)
+        assert isinstance(path, HostDataPath), "only where the host reaches the caches"
+        error = ""
+        try:
+            self._failpoints.hit("scrub.begin", self._rank)
+            for report in path.scrub(ranges):
+                total += report
+                yield report
+            self._failpoints.hit("scrub.end", self._rank)
+        except OSError as refused:  # the disk's fault, not this rank's
+            error = str(refused)
+        except Exception as broken:  # noqa: BLE001 - whatever it is, the coordinator is told
+            self._channel.send(msg.WorkerFailed(epoch, False, f"scrub {number}: {broken!r}"))
+            return
+        self._channel.send(
+            msg.Scrubbed(
+                epoch, number, total.slots, total.bytes_read, total.faults, total.withdrawn, total.uncommitted, error
+            )
+        )
+
     def _flushed(self, epoch: int, task_ids: Sequence[int]) -> None:
         self._channel.send(msg.TasksDone(epoch, tuple(task_ids), self._flush_seconds))
+        self._failpoints.hit("flush.acked", self._rank)
 
     def _flush_failed(self, epoch: int, task: FlushTask, error: Exception) -> None:
         if isinstance(error, OSError):  # the disk's fault, not this rank's: its slots stay unprotected

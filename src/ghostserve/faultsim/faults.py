@@ -71,11 +71,15 @@ class Slow:
 
 @dataclass(frozen=True)
 class FlipStore:
-    """At a moment one bit flips in the parity store's `part` ("records" with their checksums, or "payload")."""
+    """At a moment one bit flips in the parity store's `part` ("records" with their checksums, or "payload").
+
+    `live`: of a slot that is committed and somebody's; else anywhere.
+    """
 
     at: float
     part: str
     place: float
+    live: bool
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ _POINTS = {
     "step.end": 90,
     "flush.begin": 30,
     "flush.encoded": 30,
+    "scrub.begin": 6,
 }
 _MESSAGES = {
     "RunStep": 90, "StepDone": 30, "TasksDone": 30, "Release": 6, "Released": 6, "Load": 6, "Loaded": 6,
@@ -142,7 +147,8 @@ def _fault(rng: random.Random, scenario: Scenario) -> Fault:
             at, rank = rng.uniform(*_STORM), rng.randrange(scenario.ranks)
             return Slow(at, rank, rng.uniform(3.0, 150.0), rng.uniform(0.1, 2.0))
         case "store":
-            return FlipStore(rng.uniform(*_STORM), rng.choice(("records", "payload")), rng.random())
+            part = rng.choice(("records", "payload"))
+            return FlipStore(rng.uniform(*_STORM), part, rng.random(), live=rng.random() < 0.7)
         case _:
             return FlipKV(rng.choice((1, 1, 2)), rng.random())
 

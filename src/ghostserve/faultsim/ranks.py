@@ -4,12 +4,13 @@ Its memory, store, encoding and rebuild are the product's; only threads, collect
 """
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from ghostserve.checkpoint.scrubber import ScrubReport
 from ghostserve.checkpoint.tasks import FlushTask
 from ghostserve.engine import messages as msg
 from ghostserve.errors import StaleEpochError
@@ -45,6 +46,7 @@ class SimulatedWorker:
         self._idle = self._joined_before = False
         self._inbox: deque[msg.ToWorker] = deque()
         self._tasks: deque[tuple[int, FlushTask]] = deque()
+        self._scrub: Thread | None = None
         self._wake_main: Callable[[bool], None] | None = None
         self._wake_flusher: Callable[[bool], None] | None = None
         self._drained: Callable[[bool], None] | None = None
@@ -123,6 +125,10 @@ class SimulatedWorker:
             case msg.Rebuild(epoch, lost_ranks, ranges):
                 if epoch == self._epoch:
                     yield from self._rebuild(lost_ranks, ranges)
+            case msg.Scrub(epoch, number, ranges):
+                if epoch == self._epoch:
+                    self._scrub = self._scrub_pieces(epoch, number, self._world.path.scrub(ranges))
+                    self._rouse_flusher()
             case _:
                 raise AssertionError(f"unexpected {type(message).__name__}")
 
@@ -162,6 +168,7 @@ class SimulatedWorker:
         self._unbind()
         present = self._world.store.epoch
         self._tasks = deque(entry for entry in self._tasks if entry[0] >= present)
+        self._scrub = None
         while self._tasks or self.flushing:
             yield self._wait_drained
         yield self._world.random.uniform(0.001, 0.02)
@@ -188,9 +195,7 @@ class SimulatedWorker:
         for task in plan.flush:
             if task.encoder == self.rank:
                 self._tasks.append((epoch, task))
-        wake, self._wake_flusher = self._wake_flusher, None
-        if wake is not None:
-            wake(True)
+        self._rouse_flusher()
         if self.rank == 0:
             self._say(msg.StepDone(epoch, plan.step, sampled))
 
@@ -229,6 +234,11 @@ class SimulatedWorker:
     def _flusher(self) -> Thread:
         while True:
             while not self._tasks:
+                scrub = self._scrub
+                if scrub is not None:
+                    self.flushing = True
+                    yield from self._scrub_piece(scrub)
+                    continue
                 self.flushing = False
                 drained, self._drained = self._drained, None
                 if drained is not None:
@@ -246,6 +256,31 @@ class SimulatedWorker:
             except StaleEpochError:
                 continue  # fenced: the coordinator sends it again if it must
             self._say(msg.TasksDone(epoch, (task.task_id,)))
+
+    def _scrub_piece(self, scrub: Thread) -> Thread:
+        """One piece, between two flushes."""
+        try:
+            yield next(scrub)
+        except StopIteration:
+            if self._scrub is scrub:
+                self._scrub = None
+
+    def _scrub_pieces(self, epoch: int, number: int, reports: Iterator[ScrubReport]) -> Thread:
+        total = ScrubReport(0, 0, (), 0)
+        yield from self._point("scrub.begin")
+        while epoch == self._world.store.epoch:
+            yield self._world.random.uniform(0.001, 0.05) * self._world.slowness(self.rank)
+            report = next(reports, None)
+            if report is None:
+                found = total.faults, total.withdrawn, total.uncommitted
+                self._say(msg.Scrubbed(epoch, number, total.slots, total.bytes_read, *found))
+                return
+            total += report
+
+    def _rouse_flusher(self) -> None:
+        wake, self._wake_flusher = self._wake_flusher, None
+        if wake is not None:
+            wake(True)
 
     def _park_flusher(self, resume: Callable[[bool], None]) -> None:
         self._wake_flusher = resume

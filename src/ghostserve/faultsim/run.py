@@ -11,6 +11,8 @@ from typing import Any
 
 from ghostserve.engine import coordinator as coordinator_module
 from ghostserve.engine import driver as driver_module
+from ghostserve.engine import scrub_driver as scrub_driver_module
+from ghostserve.engine import scrubbing as scrubbing_module
 from ghostserve.engine.coordinator import Coordinator
 from ghostserve.faultsim.clock import Clock
 from ghostserve.faultsim.faults import make_faults
@@ -23,6 +25,8 @@ __all__ = ["Outcome", "simulate", "simulate_many"]
 
 _BATCH = 50
 """Seeds that a process takes at a time."""
+_SCRUB_PERIOD = 0.02
+"""Virtual seconds: runs are short, and something shall always be read while other things happen."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def simulate(seed: int, tools: Tools | None = None) -> Outcome:
         world.history.note(
             f"seed {seed}: {scenario.ranks} ranks, {config.parity}, {scenario.spec.num_blocks} blocks"
             f"{' (not all with parity)' if scenario.short_store else ''}, flush every {config.flush_tokens},"
-            f" {config.encoder}, {config.standbys} standbys"
+            f" {config.encoder}, {config.standbys} standbys{', scrubbing' if config.scrub_rate else ''}"
         )
         for fault in faults:
             world.history.note(f"planned: {fault}")
@@ -82,6 +86,8 @@ def _in_simulation(clock: Clock, world: World) -> Iterator[None]:
     ways: list[tuple[Any, str, object]] = [
         (coordinator_module, "time", clock),
         (driver_module, "time", clock),
+        (scrub_driver_module, "time", clock),
+        (scrubbing_module, "PERIOD", _SCRUB_PERIOD),
         (coordinator_module, "make_group", lambda config: world.group),
         (driver_module, "host_rendezvous", lambda: SimpleNamespace(port=0, secret="")),
     ]

@@ -45,6 +45,7 @@ class Scenario:
 
 def make_scenario(seed: int) -> Scenario:
     rng = random.Random(f"scenario {seed}")
+    scrubs = random.Random(f"scrubbing {seed}").random() < 0.5
     ranks, shards = rng.choice(((2, 2), (3, 3), (3, 3), (4, 4), (4, 2), (5, 5)))
     code = rng.choice(list(_CODES))
     blocks = rng.choice((16, 20, 32, 48))
@@ -64,7 +65,7 @@ def make_scenario(seed: int) -> Scenario:
         flush_tokens=rng.choice((1, 1, 2, 4)), max_unprotected_tokens=rng.choice((4, 64)),
         encoder=rng.choice(("round_robin", "striped")), max_num_seqs=rng.choice((2, 4, 8)),
         max_num_batched_tokens=rng.choice((8, 16, 64)), standbys=rng.choice((0, 1, 1, 2)),
-        step_deadline=1.5, phase_deadline=5.0, max_recovery_attempts=40,
+        step_deadline=1.5, phase_deadline=5.0, max_recovery_attempts=40, scrub_rate=1 << 40 if scrubs else 0,
     )  # fmt: skip
     asks = tuple(_ask(rng) for _ in range(rng.randint(2, 6)))
     return Scenario(config, spec, _CODES[code], asks, rng.random() < 0.3, short)

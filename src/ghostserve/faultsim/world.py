@@ -14,6 +14,7 @@ from ghostserve.engine import messages as msg
 from ghostserve.engine.coordinator import Coordinator, Options
 from ghostserve.engine.datapath import HostDataPath
 from ghostserve.engine.scheduler import Request
+from ghostserve.engine.scrubbing import Finding
 from ghostserve.errors import GhostServeError
 from ghostserve.faultsim.checks import leaks, lost_commits
 from ghostserve.faultsim.clock import Clock
@@ -29,7 +30,7 @@ from ghostserve.faultsim.store import LateStore, Write, tear
 from ghostserve.faultsim.tools import Tools
 from ghostserve.parity.arena import HostArena
 from ghostserve.parity.paging import gather, scatter
-from ghostserve.parity.ranges import SlotRange
+from ghostserve.parity.ranges import SlotRange, singles
 from ghostserve.recovery.machine import Phase
 from ghostserve.sampling import SamplingParams, TokenOutput
 from ghostserve.status import RecoveryRecord
@@ -60,7 +61,10 @@ class World:
         self._most_lost = 0
         # A flipped bit costs its slot one more shard; in KV it is put right by the recovery in which it is found.
         self._damaged_parity = self._damaged_kv = 0
-        self._damaged_records = False
+        self._damaged_records = self._damaged = False
+        self._found: set[tuple[str, SlotRange]] = set()
+        self._flushed_again = False
+        """A rank that dies while it flushes damaged slots again leaves them uncommitted: then recomputing is fair."""
         self._failed_starts = 0
         self.recoveries = 0
         self.recomputed = 0
@@ -207,11 +211,20 @@ class World:
 
     def _flip_store(self, fault: FlipStore) -> None:
         g = self.store.geometry
-        first, size = {
-            "records": (g.records_offset, g.record_bytes),
-            "payload": (g.payload_offset, g.payload_bytes),
+        offset, row_bytes = {
+            "records": (g.records_offset, g.record_bytes // g.num_slots),
+            "payload": (g.payload_offset, g.payload_bytes // g.num_slots),
         }[fault.part]
-        self.store.region.array[first + int(fault.place * size)] ^= 0x10
+        place = int(fault.place * g.num_slots * row_bytes)
+        if fault.live:
+            slots = list(singles(self.coordinator.serving.live_slots()))
+            slots = [s for s in slots if s.parity_block >= 0 and self.store.committed_slots([s]).all()]
+            if not slots:
+                return
+            (row,) = self.store.store_rows([slots[place % len(slots)]])
+            place = int(row) * row_bytes + place % row_bytes
+        self.store.region.array[offset + place] ^= 0x10
+        self._damaged = True
         if fault.part == "records":
             self._damaged_records = True
         else:
@@ -236,6 +249,7 @@ class World:
         data[int(place * 104729) % len(data), int(place * 1299709) % data.shape[1]] ^= 0x04
         scatter(self.caches[rank], self.layout, [hurt], data)
         self._damaged_kv += 1
+        self._damaged = True
         self.history.note(f"FAULT: a bit flips in rank {rank}, block {hurt.block}")
 
     # ---- what is seen from outside
@@ -265,6 +279,15 @@ class World:
                 if details["phase"] == str(Phase.REBUILDING):
                     for lost in [] if self._damaged_records else lost_commits(self.coordinator):
                         self.history.broken(lost)
+            case "corrupt":
+                found = details["finding"]
+                assert isinstance(found, Finding)
+                self._flushed_again = True
+                if not self._damaged:
+                    self.history.broken(f"damage is found where there is none: {found}")
+                if (found.where, found.slot) in self._found:
+                    self.history.broken(f"damage that was put right is found again: {found}")
+                self._found.add((found.where, found.slot))
             case "spawn":
                 self.history.note(f"worker {details['worker']} is started")
 
@@ -272,7 +295,12 @@ class World:
         self.recoveries += 1
         self.recomputed += record.recomputed_requests
         gone = self._most_lost + self._damaged_parity + self._damaged_kv
-        excused = self._damaged_records or self.scenario.short_store or gone > self.scenario.losses_covered
+        excused = (
+            self._damaged_records
+            or self._flushed_again
+            or self.scenario.short_store
+            or gone > self.scenario.losses_covered
+        )
         if record.recomputed_requests and not excused:
             self.history.broken(
                 f"{record.recomputed_requests} requests were recomputed although at most {gone} shards of a slot"

@@ -97,11 +97,13 @@ class FileStore(ParityStore):
         self._check_parity(asked, parity)
         records = list(self._recording(asked, rows, checksums))  # before anything changes: it raises for what can't be
         self.begin(epoch, asked)
+        self.on_stage("cleared")
         try:
             self._pwrite(rows, parity)
         except OSError:
             self._written.clear()
             raise
+        self.on_stage("payload")
         self._written.append((epoch, records))
 
     def settle(self, epoch: int) -> None:
@@ -114,8 +116,7 @@ class FileStore(ParityStore):
         for records in mine:
             # The fence may have fallen since `write`.
             self._check_epoch(epoch)
-            for store in records:
-                store.run()
+            self._run(records)
 
     def payload(self, ranges: SlotRange | Sequence[SlotRange]) -> NDArray[np.uint8]:
         """The parity shards, uint8 (S, K, slot_bytes), read from the file."""

@@ -1,6 +1,6 @@
 """The parity store: parity and its records in host memory that outlives every worker."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,8 @@ class ParityStore:
         """View `region` as a store; use `create` or `attach`."""
         self.region = region
         self.geometry = geometry
+        self.on_stage: Callable[[str], None] = lambda stage: None
+        """Told how far a `write` has come: "cleared", "payload", "record" (not sealed yet). For failpoints."""
         g = geometry
         array = region.array
         self._header = array[: header.WORDS * 8].view(np.uint64)
@@ -106,11 +108,12 @@ class ParityStore:
         clear, payload, *records = self._stores(asked, parity, checksums)
         self._check_epoch(epoch)
         clear.run()
+        self.on_stage("cleared")
         payload.run()
+        self.on_stage("payload")
         # Again: the fence may have fallen while the payload was copied.
         self._check_epoch(epoch)
-        for store in records:
-            store.run()
+        self._run(records)
 
     def settle(self, epoch: int) -> None:
         """The end of a flush: whatever `write` could not commit at once is committed under `epoch` when this returns.
@@ -181,6 +184,14 @@ class ParityStore:
         yield self._clearing(rows)
         yield Store(self._payload, rows, parity)
         yield from self._recording(ranges, rows, checksums)
+
+    def _run(self, records: Sequence[Store]) -> None:
+        """The stores of `_recording`, of which the last one seals."""
+        for store in records[:-1]:
+            store.run()
+        self.on_stage("record")
+        for store in records[-1:]:
+            store.run()
 
     def _check_parity(self, ranges: Sequence[SlotRange] | SlotTable, parity: NDArray[np.uint8]) -> None:
         g = self.geometry

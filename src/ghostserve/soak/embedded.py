@@ -22,6 +22,8 @@ __all__ = ["EmbeddedServer", "computed_again"]
 _CACHE_BYTES = 64 << 20
 _CHUNK = 64
 """Tokens of a step: prompts of a few hundred are cut, so that there is a prefill to strike into."""
+_SCRUB_RATE = 256 << 20
+"""Bytes a second: all that is committed, again and again; it must find nothing."""
 _LOWEST = -9999.0  # what the server sends for less
 
 
@@ -40,6 +42,7 @@ class EmbeddedServer(SoakServer):
             step_deadline=settings.step_deadline,
             phase_deadline=settings.phase_deadline,
             kv_cache_memory=_CACHE_BYTES,
+            scrub_rate=_SCRUB_RATE,
             max_num_seqs=max(8, settings.clients),
             max_num_batched_tokens=max(_CHUNK, settings.clients),
         )

@@ -123,6 +123,9 @@ def _problems(settings: SoakSettings, found: Found, comparison: Comparison | Non
     mismatches = found.status.counters.get("replay_mismatches", 0) if found.status is not None else 0
     if mismatches:
         problems.append(f"{mismatches:.0f} replayed steps drew something else than was sent")
+    corrupt = found.status.counters.get("scrub_corrupt_slots", 0) if found.status is not None else 0
+    if corrupt:
+        problems.append(f"the scrubber found {corrupt:.0f} damaged slots, and no bit was flipped")
     if comparison is None:
         problems.append("nothing was compared")
     else:

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ghostserve.cli.commands.online import OnlineOptions
-from ghostserve.cli.options import Ranks
+from ghostserve.cli.options import Ranks, Size
 
 __all__ = ["bench"]
 
@@ -27,6 +27,7 @@ def bench(
     online: OnlineOptions | None = None,
     contexts: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
     axes: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
+    scrub_rate: Size = 16 << 20,
 ) -> int:
     """Measure GhostServe on this machine: every figure is a ratio from one run.
 
@@ -40,7 +41,7 @@ def bench(
         under every strategy; paper: these three and hybrid, beside what the GhostServe paper says (with --device cuda:
         contexts and overhead).
         On a GPU kernels, checkpoint, rebuild, contexts, or gpu-all: these and overhead. Where vLLM is installed vllm:
-        throughput and pause of its plug-in.
+        throughput and pause of its plug-in. scrub: an engine that scrubs against one that does not.
     model
         A transformers checkpoint folder, or a .gguf file; the bundled SmolLM2-135M-Instruct by default.
     tensor_parallel_size
@@ -66,6 +67,8 @@ def bench(
         strategies and hybrid: prompts of so many tokens, 256 512 1024 2048 by default; sensitivity: the longest.
     axes
         sensitivity: only these of code, ranks, sequences, flush, chunk.
+    scrub_rate
+        Bytes a second that the benchmark scrub verifies, such as 16M.
     """
     from ghostserve.cli.bench import BenchSettings, run_bench
 
@@ -84,5 +87,6 @@ def bench(
             online=online or OnlineOptions(),
             contexts=contexts,
             axes=axes,
+            scrub_rate=scrub_rate,
         ),
     )

@@ -48,6 +48,7 @@ def serve(
     device: str = DEFAULTS.device,
     data_path: str = DEFAULTS.data_path,
     pin_weights: bool = DEFAULTS.pin_weights,
+    scrub_rate: Size = DEFAULTS.scrub_rate,
     step_deadline: float = DEFAULTS.step_deadline,
     phase_deadline: float = DEFAULTS.phase_deadline,
     seed: int = DEFAULTS.seed,
@@ -112,6 +113,8 @@ def serve(
         On CUDA, how KV becomes parity: cuda-ipc, cuda-staged, or auto: the first where it works.
     pin_weights
         On CUDA: keep the weights in host memory too, so that a newcomer copies them instead of reading files.
+    scrub_rate
+        Bytes a second, such as 16M, that are verified against their checksums while the model runs; 0 for none.
     step_deadline
         Seconds after which a step without an answer counts as a hang.
     phase_deadline
@@ -149,6 +152,7 @@ def serve(
         device=device,
         data_path=data_path,
         pin_weights=pin_weights,
+        scrub_rate=scrub_rate,
         step_deadline=step_deadline,
         phase_deadline=phase_deadline,
         seed=seed,
