@@ -16,7 +16,7 @@ from ghostserve.cuda.runtime import Event, Runtime, Stream
 from ghostserve.cuda.shards import FlatShard, PagedShard
 from ghostserve.errors import CudaError
 from ghostserve.parity.geometry import CacheLayout
-from ghostserve.parity.ranges import SlotRange, tiles
+from ghostserve.parity.ranges import SlotRange, num_slots, tiles
 from ghostserve.parity.slots import SlotTable
 from ghostserve.parity.store import ParityStore
 
@@ -171,8 +171,9 @@ class Flusher:
 def _tiles(ranges: Sequence[SlotRange], rows: int) -> Iterator[Sequence[SlotRange]]:
     """At most `rows` slots at a time, few of them first and last."""
     body, left = len(ranges), LAST_SLOTS
-    while body > 1 and (left := left - ranges[body - 1].num_slots) >= 0:
-        body -= 1
+    if num_slots(ranges) > FIRST_SLOTS + LAST_SLOTS:
+        while (left := left - ranges[body - 1].num_slots) >= 0:
+            body -= 1
     yield from tiles(ranges[:body], rows, min(rows, FIRST_SLOTS))
     yield from tiles(ranges[body:], rows)
 

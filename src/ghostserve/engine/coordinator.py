@@ -392,7 +392,13 @@ class Coordinator(threading.Thread):
             alive = worker is not None and self._group.alive(worker)
             state = ("up" if driver.serving_now else "recovering") if alive else "lost"
             ranks.append(RankStatus(rank, self._group.pid(worker) if alive and worker is not None else 0, state))
-        standbys = [StandbyStatus(self._group.pid(w), "ready") for w in machine.standbys if self._group.alive(w)]
+        # With several GPUs a standby that could take a rank already still prepares itself on all of them.
+        warms_up = len(set(self.placement.devices)) > 1
+        standbys = [
+            StandbyStatus(self._group.pid(w), "warming" if warms_up and w not in driver.warm else "ready")
+            for w in machine.standbys
+            if self._group.alive(w)
+        ]
         standbys += [StandbyStatus(self._group.pid(w), "starting") for w in machine.starting if self._group.alive(w)]
         protected = serving.budget.protected_tokens if serving.budget is not None else 0
         total = sum(r.num_computed for r in serving.scheduler.running)

@@ -49,6 +49,8 @@ class RecoveryDriver:
         self.records: list[RecoveryRecord] = []
         self.failure: GhostServeError | None = None
         self.ready: set[int] = set()
+        self.warm: set[int] = set()
+        """Standbys that have nothing left to do but to wait."""
         self._group = group
         self._memory = memory
         self._serving = serving
@@ -98,6 +100,8 @@ class RecoveryDriver:
             case msg.Hello():
                 self.ready.add(worker)
                 self.tell(ev.WorkerReady(worker))
+            case msg.Warm():
+                self.warm.add(worker)
             case msg.Loaded(rank, _):
                 self.tell(ev.Loaded(worker, rank))
             case msg.Joined(said, handle):

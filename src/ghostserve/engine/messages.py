@@ -50,6 +50,7 @@ __all__ = [
     "StepPlan",
     "TasksDone",
     "ToWorker",
+    "Warm",
     "WorkerFailed",
 ]
 
@@ -138,6 +139,10 @@ class Scrub(msgspec.Struct, frozen=True, tag=True):
     ranges: tuple[SlotRange, ...]
 
 
+class Warm(msgspec.Struct, frozen=True, tag=True):
+    """A standby has done all that can be done before it has a rank."""
+
+
 class Poison(msgspec.Struct, frozen=True, tag=True):
     """NaN in these blocks of the worker's own cache: for the undisturbed run, where nothing may be left over."""
 
@@ -213,6 +218,7 @@ class Scrubbed(msgspec.Struct, frozen=True, tag=True):
 
 FromWorker = (
     Hello
+    | Warm
     | Loaded
     | Joined
     | Attached

@@ -64,6 +64,7 @@ class Worker:
         self._channel.send(msg.Hello(os.getpid()))
         if self._hardware.waits_warm and self._is_standby():
             self._hardware.warm_up(self._model, self._communicator)
+            self._channel.send(msg.Warm())
         while not isinstance(message := self._next(), msg.Shutdown):
             self._handle(message)
         self._communicator.unbind()
