@@ -3,6 +3,7 @@
 The cases of test_flush.py and test_refill.py that hold for every code run over copies there.
 """
 
+import contextlib
 import os
 import threading
 from itertools import combinations
@@ -14,7 +15,7 @@ from path_world import ALL, LAYOUT, NUM_SLOTS, RANGES, quiet
 
 from ghostserve.codes import make_code
 from ghostserve.cuda.file_payload import FilePayload
-from ghostserve.errors import StaleEpochError
+from ghostserve.errors import CudaError, StaleEpochError
 from ghostserve.parity import SlotRange
 
 pytest_plugins = ["path_fixtures"]
@@ -126,10 +127,12 @@ def test_any_ranks_come_back_from_the_file(file_world, kind, ring_bytes):
                 world.arenas[rank].tensor.copy_(torch.from_numpy(world.truth[rank]))
 
 
-def test_without_the_waits_between_streams_the_file_is_wrong(file_world):
+def test_with_the_kernels_on_another_stream_the_file_is_wrong(file_world):
     """The twin of the `lazy` cases: what was not waited for is not in the file."""
-    world = file_world("lazy", deaf=True)
-    world.flush()
+    world = file_world("lazy")
+    world.runtime.use = lambda stream: contextlib.nullcontext()
+    with contextlib.suppress(CudaError):  # checksums that nobody has taken yet
+        world.flush()
     assert not same_store(world)
 
 
