@@ -241,10 +241,10 @@ class CudaRuntime:
         Without it a call from a fresh thread would quietly make a context on device 0. It stays the thread's device:
         setting it back after each call would cost more than the call.
         """
-        # The bindings remember a device of their own: torch's streams switch only torch's.
-        if torch.cuda.current_device() != self._index or cudart.cudaGetDevice()[1] != self._index:
+        if torch.cuda.current_device() != self._index:
             torch.cuda.set_device(self._device)
-            check(cudart.cudaSetDevice(self._index), f"use {self._device}", _VERSION_ADVICE)
+        # Each time: the bindings remember a device of their own, which neither torch nor another runtime tells them.
+        check(cudart.cudaSetDevice(self._index), "use this runtime's device", _VERSION_ADVICE)
 
 
 _COPY_ADVICE = "both sides must be device memory, an open mapping, or within one registered host range"

@@ -88,16 +88,19 @@ class CudaHardware(Hardware):
         if index not in self._sites:
             self._settle(index, model, communicator)
         self._site = site = self._sites[index]
-        torch.cuda.set_device(index)
-        torch.cuda.set_stream(site.stream)  # type: ignore[arg-type]
         for other in self._sites.values():
             if other is not site and other.path is not None:
                 other.path.close()
         self._sites = {index: site}
         torch.cuda.empty_cache()
+        # Last of all: closing the others has made them the current ones.
+        torch.cuda.set_device(index)
+        torch.cuda.set_stream(site.stream)  # type: ignore[arg-type]
         if site.path is None and self.store is not None and self.code is not None:
             site.path = self._make_path(index, site.runtime, self.store, self.code)
         self.attention, self.path = site.attention, site.path
+        if self._weights is not None:
+            self._weights.copy_by(site.runtime)
         return model.load(rank, site.runtime.device, self._weights)
 
     def join(self) -> bytes:
@@ -224,7 +227,6 @@ class PinnedWeights(HostWeights):
 
     def pin(self, runtime: CudaRuntime) -> None:
         """Pin what is filled; what the driver refuses is copied unpinned, slower."""
-        self._runtime = runtime
         for rank in self.ranks:
             if self.filled(rank):
                 try:
@@ -232,6 +234,10 @@ class PinnedWeights(HostWeights):
                 except CudaError as error:
                     log.warning("the weights of rank %d stay unpinned: %s", rank, error)
                     return
+
+    def copy_by(self, runtime: CudaRuntime) -> None:
+        """From now on copies go to this device; what is pinned is so for all."""
+        self._runtime = runtime
 
     def copy_to(self, target: torch.Tensor, rank: int) -> None:
         """See `HostWeights.copy_to`."""
