@@ -56,8 +56,9 @@ __all__ = [
     "start_nursery",
 ]
 
-PATIENCE = {"cpu": 45.0, "cuda": 150.0}
-"""Seconds, by device: a standby on CUDA also needs its context, NCCL and compiled kernels."""
+PATIENCE = {"cpu": 90.0, "cuda": 150.0}
+"""Seconds, by device: where nothing is at hand a nursery has its imports to do, and a standby on CUDA also its context,
+NCCL and compiled kernels."""
 DEFAULTS = {
     "device": "cpu",
     "kv_cache_memory": 1 << 22,

@@ -37,6 +37,7 @@ def live(channel: socket.socket, argument: bytes, descriptors: Sequence[int]) ->
 def describe(descriptors: Sequence[int]) -> dict[str, object]:
     return {
         "pid": os.getpid(),
+        "name": Path("/proc/self/comm").read_text().strip(),
         "group": os.getpgrp(),
         "session": os.getsid(0),
         "folder": os.getcwd(),

@@ -94,6 +94,7 @@ def test_a_worker_has_what_it_was_meant_to_have_and_nothing_else(
     assert told["session"] == os.getsid(0)
     assert told["term"], "a service manager's SIGTERM is the coordinator's"
     assert told["threads"] == 1
+    assert (told["name"], psutil.Process(nursery.pid).name()) == ("ghost-worker", "ghost-nursery")
     older.channel.close()
     assert older.end() == "exited with 0"
 

@@ -120,6 +120,7 @@ class _Process:
         code = 1
         try:
             os.setpgid(0, 0)
+            _be_called("ghost-worker")
             self._forget()
             birth, folder, channel, *inherited = descriptors
             with open(birth, "rb") as file:
@@ -166,6 +167,11 @@ def _is_called_off(fate: socket.socket) -> bool:
         return True
 
 
+def _be_called(name: str) -> None:
+    """For `ps` and `top`, at most 15 letters: a fork has its parent's command line."""
+    Path("/proc/self/comm").write_text(name)
+
+
 def _warn_of_what_a_fork_breaks() -> None:
     threads = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     if len(threads) > 1:
@@ -195,6 +201,7 @@ def main(arguments: list[str]) -> None:
     run: Entry = _find(entry)
     _find(prepare)()
     _warn_of_what_a_fork_breaks()
+    _be_called("ghost-nursery")
     # A worker's garbage collections need not look through what the imports have made, nor copy its pages.
     gc.collect()
     gc.freeze()
