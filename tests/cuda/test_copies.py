@@ -176,8 +176,7 @@ def test_a_disk_that_refuses_leaves_all_uncommitted_and_nothing_under_way(file_w
         patch.setattr(os, call, refuse)
         with pytest.raises(OSError, match="No space"):
             world.flush()
-    streams = (world.path._flusher._compute, world.path._flusher._copies)
-    assert all(s.ran == len(s.work) for s in streams)
+    assert all(s.ran == len(s.work) for s in world.path._flusher._streams)
     assert not world.store.committed_slots(RANGES).any()
     world.flush(RANGES[:1])
     committed = world.store.committed_slots(RANGES)
