@@ -16,7 +16,7 @@ class RankStatus(msgspec.Struct, frozen=True):
 
 
 class StandbyStatus(msgspec.Struct, frozen=True):
-    """One pre-imported process that waits to take a lost rank's place."""
+    """One pre-imported process that waits to take a lost rank's place; `pid` is 0 until it runs."""
 
     pid: int
     state: str

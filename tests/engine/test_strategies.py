@@ -300,8 +300,8 @@ def test_a_disk_that_fails_leaves_slots_unprotected(
 ) -> None:
     """The copies' file is closed behind the workers' back: writes fail, requests go on, a kill is recomputed."""
     with running(tmp_path, model=llama_4, tensor_parallel_size=2, protect="replicate-ssd") as stage:
+        scene = stage.scene(standbys=2)
         break_disk(stage)
-        scene = stage.scene()
         scene.stream(4, prompt=60, tokens=24)
         scene.when(decoding(8)).kill(1)
         scene.finish(recoveries=1)

@@ -79,7 +79,7 @@ def _check_ctrl_c(server: Served) -> None:
     SIGTERM to nursery and workers too, as service managers do: the running request ends, who comes is told, and then
     all is over.
     """
-    until(lambda: server.status()["standbys"])
+    until(lambda: [standby["state"] for standby in server.status()["standbys"]] == ["ready"])
     (nursery,) = psutil.Process(server.process.pid).children()
     nursery.kill()
     os.kill(server.status()["standbys"][0]["pid"], signal.SIGKILL)

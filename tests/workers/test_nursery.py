@@ -202,6 +202,39 @@ def test_where_this_process_is_out_of_files_a_worker_ends_at_once(nursery: Nurse
     assert me.num_fds() == owned
 
 
+def test_a_newborn_that_can_not_be_watched_is_ended(tmp_path: Path) -> None:
+    """The files run out between the request and the birth; whoever asks first finds it out, and it is reported once."""
+    end = tmp_path / "imported"
+    with nursery_that("slowly", **{newborn.SLOW: str(end)}) as nursery:
+        group = WorkerGroup[Hello](lambda channel: nursery.start(channel, b"sleep", environment={}), Hello, Shutdown())
+        worker = group.spawn()
+        assert group.poll(0.05) == []
+        end.touch()
+        with room_for(0):
+            time.sleep(0.5)
+            assert group.pid(worker) == 0
+            assert group.poll(PATIENCE) == [
+                (worker, Exited(0, "the system refuses another process: Too many open files"))
+            ]
+        assert not group.alive(worker)
+        until(lambda: not psutil.Process(nursery.pid).children())
+        group.close()
+
+
+def test_a_group_that_closes_does_not_wait_for_the_unborn(tmp_path: Path) -> None:
+    end = tmp_path / "imported"
+    with nursery_that("slowly", **{newborn.SLOW: str(end)}) as nursery:
+        group = WorkerGroup[Hello](lambda channel: nursery.start(channel, b"sleep", environment={}), Hello, Shutdown())
+        process = psutil.Process(nursery.pid)
+        assert group.alive(group.spawn())
+        group.close()
+        assert not end.exists(), "it still imports"
+        end.touch()
+        assert Worker(nursery, "exit 0").end() == "exited with 0"
+        assert nursery.pid == process.pid
+        assert process.children() == []
+
+
 def test_one_that_is_called_off_before_it_began_never_does(tmp_path: Path) -> None:
     end = tmp_path / "imported"
     with nursery_that("slowly", **{newborn.SLOW: str(end)}) as nursery:

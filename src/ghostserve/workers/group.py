@@ -130,8 +130,11 @@ class WorkerGroup(Generic[In]):
 
     def close(self) -> None:
         """Ask all workers to end, kill those that have not after five seconds, and give everything back."""
-        for worker in list(self._processes):
-            self.send(worker, self._shutdown)
+        for worker, process in self._processes.items():
+            if process.started.pid:
+                self.send(worker, self._shutdown)
+            else:  # it may wait for a nursery's imports, and has nothing to end
+                process.started.kill()
         deadline = time.monotonic() + _GRACE
         for worker, process in list(self._processes.items()):
             if process.started.ended(max(0.0, deadline - time.monotonic())) is None:

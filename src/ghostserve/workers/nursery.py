@@ -103,14 +103,14 @@ class Child:
     def close(self) -> None:
         self._news.close()
         self._hang_up()
+        self._fate.close()
         if self._pid:
             os.close(self._pidfd)
 
     def _hang_up(self) -> None:
         """The nursery kills whose fate nobody listens to, and does not fork for it."""
         with suppress(OSError):  # it has hung up first
-            self._fate.shutdown(socket.SHUT_RDWR)  # a fork of this process may have the socket too
-        self._fate.close()
+            self._fate.shutdown(socket.SHUT_RDWR)  # closing would not do: a fork of this process may have it too
 
     def _hear_birth(self) -> None:
         told, descriptors = self._hear()
