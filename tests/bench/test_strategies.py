@@ -166,9 +166,15 @@ def results():
         },
         "hybrid": {
             "refills": [
-                {"policy": policy, "context": tokens, "seconds": {"median": s * tokens}, "of_measured": {"median": 1.1}}
+                {
+                    "policy": policy,
+                    "context": tokens,
+                    "seconds": {"median": s * tokens},
+                    "of_measured": {"median": 1.1},
+                    "recomputed_slots": recomputed,
+                }
                 for tokens in (256, 1024)
-                for policy, s in (("rebuild", 1e-3), ("recompute", 2e-3), ("hybrid", 8e-4))
+                for policy, s, recomputed in (("rebuild", 1e-3, 0), ("recompute", 2e-3, 9), ("hybrid", 8e-4, 4))
             ]
         },
     }
@@ -204,6 +210,14 @@ def test_figures_of_a_gpu_come_first():
     assert rows["recovery"].here == "60.0x against recomputing, 0.91x against copies"
     assert rows["prefill of 1M tokens slows by"].here == "+0.2% to +1.0%"
     assert rows["decode slows by"].differs.startswith("rs:1; the ranks share")
+
+
+def test_a_hybrid_that_recomputes_nothing_gains_nothing():
+    run = results()
+    for f in run["hybrid"]["refills"]:
+        f["recomputed_slots"] = 0
+    rows = {row.claim: row.here for row in compare(run, ranks=3, parity="rs:1")}
+    assert rows["hybrid recovery against pure rebuild"] == "it chose the pure rebuild each time"
 
 
 def test_nothing_is_claimed_of_what_was_not_run():

@@ -72,6 +72,24 @@ def test_overhead_comes_back() -> None:
     assert fit_overhead(samples(COSTS, slower=0.8, seed=1), plain) == 0
 
 
+def test_a_machine_that_drifts_makes_no_overhead() -> None:
+    """From round to round everything takes another time, on both engines alike; of one the middle one is missing."""
+    slowness = (1.0, 2.0, 1.1)
+    runs = [[replace_run(step, number) for step in samples(COSTS, runs=1, slower=slow, seed=number)]
+            for number, slow in enumerate(slowness)]  # fmt: skip
+    plain = [step for run in runs for step in run]
+    again = [[replace_run(step, number) for step in samples(COSTS, runs=1, slower=1.2 * slow, seed=9 + number)]
+             for number, slow in enumerate(slowness)]  # fmt: skip
+    protected = [step for run in again[:2] for step in run]
+    assert fit_overhead(protected, plain) == pytest.approx(0.2, abs=0.03)
+    with pytest.raises(GhostServeError, match="no run has steps of both"):
+        fit_overhead(again[2], runs[0])
+
+
+def replace_run(step: Step, run: int) -> Step:
+    return Step(run, step.decodes, step.prefill_tokens, step.seconds)
+
+
 def test_pause_is_taken_apart() -> None:
     kills = [Kill(0.03, 0.03 + 0.2 + tokens * 512 / 1e8, tokens * 512 / 1e8, tokens, tokens * 512)
              for tokens in (1000, 4000, 16000)]  # fmt: skip

@@ -110,8 +110,11 @@ def _two_ranks(results: Figures) -> Iterator[str]:
 
 
 def _hybrid(results: Figures) -> Iterator[str]:
+    refills = results.get("hybrid", {}).get("refills", ())
+    if refills and not any(f["recomputed_slots"] for f in refills if f["policy"] == "hybrid"):
+        yield "it chose the pure rebuild each time"
     times: dict[int, dict[str, float]] = {}
-    for f in results.get("hybrid", {}).get("refills", ()):
+    for f in refills:
         times.setdefault(f["context"], {})[f["policy"]] = f["seconds"]["median"]
     gains = {context: 1 - by["hybrid"] / by["rebuild"] for context, by in times.items() if "rebuild" in by}
     if gains:

@@ -58,13 +58,17 @@ def fit_steps(steps: Sequence[Step]) -> StepCosts:
     Squares of seconds, not of their logarithms: streams feel the sum of their steps, slow ones too. The median over
     the runs: another program's burst spoils one. Raises `GhostServeError` where a run can't tell the costs apart.
     """
+    if not steps:
+        raise GhostServeError("no steps were measured")
+    found = sorted((_fit(run) for run in _by_run(steps).values()), key=lambda costs: costs.mean(steps))
+    return found[len(found) // 2]
+
+
+def _by_run(steps: Sequence[Step]) -> dict[int, list[Step]]:
     runs: dict[int, list[Step]] = defaultdict(list)
     for step in steps:
         runs[step.run].append(step)
-    if not runs:
-        raise GhostServeError("no steps were measured")
-    found = sorted((_fit(run) for run in runs.values()), key=lambda costs: costs.mean(steps))
-    return found[len(found) // 2]
+    return runs
 
 
 def _terms(steps: Sequence[Step]) -> npt.NDArray[np.float64]:
@@ -91,9 +95,17 @@ def _fit(steps: Sequence[Step]) -> StepCosts:
 
 
 def fit_overhead(protected: Sequence[Step], unprotected: Sequence[Step]) -> float:
-    """The part by which the same steps take longer on the engine with protection, at least 0."""
+    """The part by which the same steps take longer on the engine with protection, at least 0: the median over the runs.
+
+    Run for run, as the engines took turns: the medians of each may be of moments at which the machine was not the same.
+    Raises `GhostServeError` where no run has steps of both.
+    """
+    own, other = _by_run(protected), _by_run(unprotected)
     every = [*protected, *unprotected]
-    return max(0.0, fit_steps(protected).mean(every) / fit_steps(unprotected).mean(every) - 1)
+    slower = [_fit(own[run]).mean(every) / _fit(other[run]).mean(every) for run in own.keys() & other.keys()]
+    if not slower:
+        raise GhostServeError("no run has steps of both engines")
+    return max(0.0, statistics.median(slower) - 1)
 
 
 def fit_restore(kills: Sequence[Kill]) -> float:
