@@ -87,7 +87,8 @@ class Striker:
         if not blows:
             return blows
         deadline = time.monotonic() + _PATIENCE
-        while not await self._client.recovering():
+        # A recovery can be over between two looks: then only its epoch is left of it.
+        while not await self._client.recovering() and (await self._client.status()).epoch == status.epoch:
             if time.monotonic() > deadline:
                 raise GhostServeError(f"the death of rank {first} was not noticed within {_PATIENCE:.0f} s")
             await asyncio.sleep(_TURN)
