@@ -11,7 +11,7 @@ from ghostserve.checkpoint import Checkpointer, FlushTask
 from ghostserve.codes import make_code
 from ghostserve.cuda.arena import DeviceArena, PeerArena
 from ghostserve.cuda.path import CudaDataPath
-from ghostserve.cuda.payload import StorePayload
+from ghostserve.cuda.payload import StorePayload, pin_payload
 from ghostserve.cuda.ring import MAX_RING_BYTES, Ring
 from ghostserve.errors import ConfigError, DeviceMemoryError, StoreMismatchError, UnsupportedCodeError
 from ghostserve.parity import CacheLayout, ParityStore, ShardMap, StoreGeometry, gather
@@ -184,4 +184,27 @@ def test_rows_go_to_the_store_and_come_back_also_across_pinned_pieces(pieces):
     payload.close()
     there.close()
     assert runtime.leaks() == {"malloc": 0, "registered": 0, "mapped": 0}
+    store.close()
+
+
+def test_a_payload_that_is_pinned_already_is_copied_by_its_own_runtime():
+    """A standby prepares on every GPU of its host: the store is pinned once, each path copies on its own device."""
+    first, second = FakeRuntime(), FakeRuntime()
+    second._registered = first._registered  # pinned by one, host memory is so for all devices of a process
+    store = ParityStore.create(StoreGeometry(4, 1, 2, 4, 64))
+    pinned = pin_payload(first, store)
+    payload = StorePayload(second, store, pinned=pinned)
+    stream, device = second.stream(), second.malloc(8 * 64)
+    content = np.random.default_rng(3).integers(0, 256, 8 * 64, dtype=np.uint8)
+    there = DeviceArena(second, device, 8 * 64)
+    there.tensor.copy_(torch.from_numpy(content))
+    payload.write([(0, 0, 8)], device, stream)  # a runtime refuses another one's stream
+    assert np.array_equal(store._payload.reshape(-1), content)
+    payload.read([(0, 4, 4)], 0, 1, device, stream)
+    assert np.array_equal(there.tensor.numpy()[: 4 * 64], content[4 * 64 :])
+    payload.close()
+    assert first.leaks()["registered"] == 1, "it is its owner's"
+    pinned.close()
+    there.close()
+    assert first.leaks() == second.leaks() == {"malloc": 0, "registered": 0, "mapped": 0}
     store.close()

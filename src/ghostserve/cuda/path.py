@@ -9,6 +9,7 @@ from ghostserve.codes import Backend, Code, make_backend
 from ghostserve.cuda.decode import Engine
 from ghostserve.cuda.file_payload import FilePayload
 from ghostserve.cuda.flush import Flusher, FlushMode, warm_up
+from ghostserve.cuda.host import RegisteredRegion
 from ghostserve.cuda.kernels import Kernels
 from ghostserve.cuda.payload import Payload, StorePayload
 from ghostserve.cuda.refill import Refiller
@@ -54,14 +55,14 @@ class CudaDataPath:
         kernels: Kernels | None = None,
         mode: FlushMode = "auto",
         ring_bytes: int = MAX_RING_BYTES,
-        payload: Payload | None = None,
+        pinned: RegisteredRegion | None = None,
     ) -> None:
         """Takes the ring, pins the store's payload (of one in a file: a mirror of the ring), compiles the kernel.
 
-        `payload`: the store's, pinned already by whoever closes it. `backend`: for slots that fail their checksums in a
-        rebuild. `kernels`: None makes them. `mode`: see `Flusher`; it holds for rebuilds as well, but for a store in a
-        file, which only the ring leads to. Raises `UnsupportedCodeError` for a code or layout that the kernels don't
-        serve, `CudaError` where the device refuses memory.
+        `pinned`: the store's payload, if it is pinned already (see `StorePayload`). `backend`: for slots that fail
+        their checksums in a rebuild. `kernels`: None makes them. `mode`: see `Flusher`; it holds for rebuilds as well,
+        but for a store in a file, which only the ring leads to. Raises `UnsupportedCodeError` for a code or layout that
+        the kernels don't serve, `CudaError` where the device refuses memory.
         """
         self._runtime, self._store, self._code = runtime, store, code
         self._layout, self._shard_map = layout, shard_map
@@ -74,9 +75,8 @@ class CudaDataPath:
         with ExitStack() as stack:
             ring = Ring(runtime, ring_bytes)
             stack.callback(ring.close)
-            if payload is None:
-                payload = _payload(runtime, ring, store)
-                stack.callback(payload.close)
+            payload = _payload(runtime, ring, store, pinned)
+            stack.callback(payload.close)
             # One for both threads that launch: the lock keeps them apart.
             kernels = Kernels(layout, runtime.device) if kernels is None else kernels
             self._flusher = Flusher(
@@ -156,5 +156,5 @@ class CudaDataPath:
         return self._arenas
 
 
-def _payload(runtime: Runtime, ring: Ring, store: ParityStore) -> Payload:
-    return FilePayload(ring, store) if isinstance(store, FileStore) else StorePayload(runtime, store)
+def _payload(runtime: Runtime, ring: Ring, store: ParityStore, pinned: RegisteredRegion | None) -> Payload:
+    return FilePayload(ring, store) if isinstance(store, FileStore) else StorePayload(runtime, store, pinned=pinned)

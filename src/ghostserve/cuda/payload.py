@@ -12,7 +12,7 @@ from ghostserve.cuda.runtime import Runtime, Stream
 from ghostserve.parity.slots import SlotTable
 from ghostserve.parity.store import ParityStore
 
-__all__ = ["Payload", "Runs", "StorePayload"]
+__all__ = ["Payload", "Runs", "StorePayload", "pin_payload"]
 
 Runs = Sequence[tuple[int, int, int]]
 """Rows that follow each other: (place of the first on the device, its row in the store, how many)."""
@@ -57,22 +57,36 @@ class Payload(Protocol):
         """Nothing may be under way. Idempotent."""
 
 
+def pin_payload(runtime: Runtime, store: ParityStore, piece_bytes: int = PIECE_BYTES) -> RegisteredRegion:
+    """Pin a store's payload, for all devices of this process. Raises `CudaError`."""
+    g = store.geometry
+    return RegisteredRegion(
+        runtime, store.region, offset=g.payload_offset, nbytes=g.payload_bytes, piece_bytes=piece_bytes
+    )
+
+
 class StorePayload:
     """Pins a store's payload for a device, until `close`; see `Payload`."""
 
     turns = TURNS
 
-    def __init__(self, runtime: Runtime, store: ParityStore, piece_bytes: int = PIECE_BYTES) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        store: ParityStore,
+        piece_bytes: int = PIECE_BYTES,
+        pinned: RegisteredRegion | None = None,
+    ) -> None:
         """Pinning takes the pages that the store has not touched yet: all of the budget, now. Raises `CudaError`.
 
-        `piece_bytes`: as `RegisteredRegion`.
+        `piece_bytes`: as `RegisteredRegion`. `pinned`: what `pin_payload` gave, for another device of this process;
+        it stays its owner's, and copies are still those of `runtime`.
         """
         g = store.geometry
         self.slot_bytes, self.row_bytes = g.slot_bytes, g.num_parity * g.slot_bytes
         self._runtime, self._store = runtime, store
-        self._memory = RegisteredRegion(
-            runtime, store.region, offset=g.payload_offset, nbytes=g.payload_bytes, piece_bytes=piece_bytes
-        )
+        self._owned = pinned is None
+        self._memory = pin_payload(runtime, store, piece_bytes) if pinned is None else pinned
         self.address = self._memory.address
 
     def write(self, runs: Runs, source: int, stream: Stream) -> None:
@@ -114,8 +128,9 @@ class StorePayload:
             source, target = source + self.row_bytes, target + width
 
     def close(self) -> None:
-        """Unpin; nothing may be under way. Idempotent."""
-        self._memory.close()
+        """Unpin what is its own; nothing may be under way. Idempotent."""
+        if self._owned:
+            self._memory.close()
 
     def _cut(self, copies: Iterable[Copy]) -> Iterable[Copy]:
         """(host, device, nbytes) each, cut where the pieces of the host's memory meet."""

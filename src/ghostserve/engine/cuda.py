@@ -9,7 +9,7 @@ import torch
 from ghostserve.codes import Code
 from ghostserve.cuda.host import RegisteredRegion
 from ghostserve.cuda.path import CudaDataPath
-from ghostserve.cuda.payload import StorePayload
+from ghostserve.cuda.payload import pin_payload
 from ghostserve.cuda.runtime import CudaRuntime, Stream
 from ghostserve.cuda.staged import StagedDataPath
 from ghostserve.engine import varlen
@@ -53,7 +53,7 @@ class CudaHardware(Hardware):
         self._site: _Site | None = None
         self._caches: DeviceCaches | None = None
         self._rank = -1
-        self._payload: StorePayload | None = None
+        self._pinned: RegisteredRegion | None = None
         self._mirrors: list[SharedRegion] = []
         if config.data_path == "cuda-staged":
             size = StagedDataPath.mirror_bytes(config.spec.cache_layout)
@@ -175,15 +175,15 @@ class CudaHardware(Hardware):
                 shard_map=spec.shard_map,
                 mirrors=self._mirrors,
             )
-        if self._payload is None and not isinstance(store, FileStore):
-            self._payload = StorePayload(runtime, store)
+        if self._pinned is None and not isinstance(store, FileStore):
+            self._pinned = pin_payload(runtime, store)
         path = CudaDataPath(
             runtime=runtime,
             store=store,
             code=code,
             layout=layout,
             shard_map=spec.shard_map,
-            payload=self._payload,
+            pinned=self._pinned,
         )
         # The loss of any one rank, which is what mostly happens; other patterns are compiled when they do.
         for rank, home in enumerate(self.config.devices):
