@@ -2,10 +2,13 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 from scene import Stage, decoding, phase, replaying, running
+
+from ghostserve.engine.pulse import Look, PulseWatch
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,21 @@ def test_killed_when_idle(stage: Stage, rank: int) -> None:
     scene.stream(2, tokens=5)  # comes while the engine recovers
     scene.finish(recoveries=1)
     assert scene.recoveries[0].lost_ranks == [rank]
+    scene.assert_undisturbed()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_stopped_when_idle(stage: Stage, rank: int) -> None:
+    """Found although nobody waits for it, before a client has to."""
+    scene = stage.scene()
+    scene.stream(2, tokens=5)
+    scene.finish(recoveries=0)
+    stage.signal(rank, signal.SIGSTOP)
+    stage.until(lambda: scene.recoveries, "nobody noticed")
+    scene.stream(2, tokens=5)
+    scene.finish(recoveries=1)
+    assert scene.recoveries[0].lost_ranks == [rank]
+    assert "hangs" in scene.recoveries[0].reason
     scene.assert_undisturbed()
 
 
@@ -99,6 +117,47 @@ def test_the_standbys_themselves_are_killed(stage: Stage) -> None:
     scene.assert_undisturbed()
     stage.until(lambda: stage.calm(2), "new standbys never came")
     assert not {standby.pid for standby in stage.engine.status().standbys} & set(dead)
+
+
+def test_standbys_that_hang_are_replaced_before_anybody_needs_them(stage: Stage) -> None:
+    scene = stage.scene(standbys=2)
+    hung = {standby.pid for standby in stage.engine.status().standbys}
+    for pid in hung:
+        os.kill(pid, signal.SIGSTOP)
+    stage.until(lambda: not hung & {s.pid for s in stage.engine.status().standbys}, "nobody noticed")
+    assert stage.engine.status().state == "serving", "no rank was lost"
+    scene = stage.scene(standbys=1)
+    scene.stream(2, tokens=40)
+    scene.when(decoding(8)).kill(0)
+    scene.finish(recoveries=1)
+    scene.assert_rebuilt(0)
+    scene.assert_undisturbed()
+
+
+def test_a_standby_that_has_just_begun_to_hang_takes_a_rank(stage: Stage) -> None:
+    """It can't be known yet when the rank is lost: what finds it is not the phase's deadline, of minutes."""
+    scene = stage.scene(standbys=1)
+    waiting = [standby.pid for standby in stage.engine.status().standbys]
+    scene.stream(2, tokens=40)
+    scene.when(decoding(8)).do(lambda: [os.kill(pid, signal.SIGSTOP) for pid in waiting])
+    scene.when(decoding(8)).kill(0)
+    scene.finish(recoveries=1)
+    scene.assert_rebuilt(0)
+    assert scene.recoveries[0].seconds < stage.config.phase_deadline / 4
+    scene.assert_undisturbed()
+
+
+def test_standbys_that_nobody_asks_hang_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin."""
+    stage.scene(standbys=2)
+    monkeypatch.setattr(PulseWatch, "look", lambda self, workers, now: Look((), ()))
+    hung = {standby.pid for standby in stage.engine.status().standbys}
+    for pid in hung:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(3 * stage.config.step_deadline)
+    assert {standby.pid for standby in stage.engine.status().standbys} == hung
+    for pid in hung:
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("moment", ["releasing", "rebuilding", "replaying"])

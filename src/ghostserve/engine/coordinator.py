@@ -17,6 +17,7 @@ from ghostserve.engine.launch import WorkerConfig, make_group
 from ghostserve.engine.memory import EngineMemory
 from ghostserve.engine.modelspec import ModelSpec
 from ghostserve.engine.placement import CPU, Placement
+from ghostserve.engine.pulse import PulseWatch
 from ghostserve.engine.scheduler import Request, Scheduler
 from ghostserve.engine.scrub_driver import ScrubDriver
 from ghostserve.engine.serving import LoggedStep, Serving
@@ -37,6 +38,10 @@ Sink = Callable[[TokenOutput | GhostServeError], None]
 log = logging.getLogger("ghostserve.engine")
 
 _TICK = 0.25
+_PULSE_SECONDS = 1.0
+"""How often every worker is asked whether it is there."""
+_PULSE = -1
+"""The token of that question; of others it is a worker's number."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class Coordinator(threading.Thread):
         self._driver = RecoveryDriver(
             machine, self._group, self._memory, self.serving, self._options.observer, config.recovery
         )
+        self._pulse = PulseWatch(every=_PULSE_SECONDS, patience=config.step_deadline)
         self._scrub = ScrubDriver(config, spec, self._memory, self.serving, self._options.observer)
         self._running_step: int | None = None
         self._step_sent = self._step_due = 0.0
@@ -222,6 +228,8 @@ class Coordinator(threading.Thread):
                 self.serving.tasks_done((task_id,))
             case msg.Scrubbed():
                 self._scrub.heard(message)
+            case msg.Pong(token) if token == _PULSE:
+                self._pulse.heard(worker)
             case _:
                 self._driver.hear(worker, message)
                 if self._driver.machine.epoch != epoch:
@@ -257,6 +265,7 @@ class Coordinator(threading.Thread):
             self._step_due += self.config.step_deadline  # should the machine spare it, as a slow step
             self._driver.tell(ev.StepOverdue(self._running_step))
         self._watch_flushes()
+        self._watch_pulses()
         self._driver.tick()
         if machine.epoch != epoch:
             self._fenced()
@@ -279,6 +288,16 @@ class Coordinator(threading.Thread):
         elif now > self._flush_due:
             worker = machine.members[oldest.encoder]
             self._driver.tell(ev.WorkerLost(worker, f"hangs in the flush of step {oldest.step}"))
+
+    def _watch_pulses(self) -> None:
+        """Steps and flushes have deadlines; a rank that idles or recovers, and a standby, may hang all the same."""
+        machine = self._driver.machine
+        alive = [worker for worker in (*machine.members.values(), *machine.standbys) if worker in self._driver.ready]
+        look = self._pulse.look(alive, time.monotonic())
+        for worker in look.ask:
+            self._group.send(worker, msg.Ping(_PULSE))
+        for worker in look.silent:
+            self._driver.tell(ev.WorkerLost(worker, f"hangs: no answer for {self.config.step_deadline} s"))
 
     def _send_next(self) -> None:
         if self._running_step is not None:
