@@ -2,9 +2,9 @@
 
 import pytest
 
-from ghostserve.bench.gpu.beside import Matmuls
 from ghostserve.bench.gpu.checkpoint import CheckpointScale, bench_checkpoint
 from ghostserve.bench.gpu.llama import RankShape
+from ghostserve.bench.gpu.matmuls import Matmuls, Step
 from ghostserve.bench.gpu.overhead import Decode, OverheadScale, Prefill, bench_gpu_overhead
 from ghostserve.bench.gpu.rebuild import RebuildScale, bench_rebuild
 from ghostserve.bench.gpu.shapes import CacheShape
@@ -33,27 +33,33 @@ def test_checkpoint(device, runtime):
         rounds=1,
         samples=8,
         matmuls=Matmuls(size=32, count=1, rounds=1),
+        step=Matmuls(size=32, count=1),
     )
     alone, beside = bench_checkpoint(scale, device, quietly, runtime)
     ways = ["flush, ring", "flush, ring, parity scattered", "flush, zero-copy", "flush, auto"]
+    behind = "flush, auto, behind a step"
+    ways.append(behind)
     replicas = [f"replicate-host: {way}" for way in ways]
     ways.append("kernel alone, zero-copy, 2 blocks")
     assert [f.way for f in alone] == [*ways, *replicas]
-    assert [f.code for f in alone] == ["rs 4:2"] * 5 + ["copy 4:4"] * 4
-    assert [f.way for f in beside] == ["copy all shards", *ways, replicas[-1]]
-    assert all(f.limit == 2 and f.faster > 0 for f in alone[:5])
-    assert all(f.limit == 1 and f.gbps > 0 for f in alone[5:])
-    assert {f.replicate for f in alone} <= {f.seconds for f in alone[5:]}
-    assert max(f.faster_than_replicate for f in alone[5:]) == 1, "the fastest of them is what parity is held against"
+    assert [f.code for f in alone] == ["rs 4:2"] * 6 + ["copy 4:4"] * 5
+    assert [f.way for f in beside] == ["copy all shards", *(way for way in ways if way != behind), replicas[-2]]
+    assert all(f.limit == 2 and f.faster > 0 for f in alone[:6])
+    assert all(f.limit == 1 and f.gbps > 0 for f in alone[6:])
+    after_it, at_once = ([f for f in alone if (behind in f.way) is said] for said in (True, False))
+    assert {f.replicate for f in after_it} == {f.seconds for f in after_it if "replicate" in f.way}
+    assert {f.replicate for f in at_once} <= {f.seconds for f in at_once if "replicate" in f.way}
+    assert len({f.copy_all for f in after_it}) == len({f.copy_all for f in at_once}) == 1
+    assert max(f.faster_than_replicate for f in alone[6:]) == 1, "the fastest of them is what parity is held against"
     assert all(f.in_store.median <= f.seconds.median for f in alone if "kernel" not in f.way)
     assert all(f.checkpoints >= 1 for f in beside)
 
 
 def test_a_checkpoint_of_wrong_bytes_is_seen(runtime):
     with World(runtime, TOY, 4, "xor", num_parity_blocks=4) as world:
-        ways = Ways(world, tokens=8, chunks=2)
+        ways, step = Ways(world, tokens=8, chunks=2), Step(runtime, Matmuls(size=32, count=1))
         try:
-            way = next(iter(ways.flushes()))
+            way = next(iter(ways.flushes(step)))
             ways.check(way, CpuBackend(), samples=8)
             # The cache changes after the flush: what the store has is no longer its parity.
             world.arenas[1].tensor[: TOY.row_bytes * 16] ^= 1
@@ -61,7 +67,7 @@ def test_a_checkpoint_of_wrong_bytes_is_seen(runtime):
                 world.check(ways.ranges[0], CpuBackend(), samples=8)
             with World(runtime, TOY, 4, "copy", num_parity_blocks=4, arenas=world.arenas) as copied:
                 copies = Ways(copied, tokens=8, chunks=2)
-                copies.check(next(iter(copies.flushes())), CpuBackend(), samples=8)
+                copies.check(next(iter(copies.flushes(step))), CpuBackend(), samples=8)
                 world.arenas[2].tensor[: TOY.row_bytes * 16] ^= 1
                 with pytest.raises(WrongBytesError, match="copy 4:4: parity shard 2 is wrong"):
                     copied.check(copies.ranges[0], CpuBackend(), samples=8)

@@ -6,23 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
+from ghostserve.bench.gpu.matmuls import Matmuls, Product
 from ghostserve.bench.gpu.timing import Spread, quiet
 
 if TYPE_CHECKING:
     from ghostserve.bench.gpu.ways import Way, Ways
 
-__all__ = ["BesideFigure", "Matmuls", "bench_beside"]
-
-
-@dataclass(frozen=True)
-class Matmuls:
-    """`count` products of two square bf16 matrices, `rounds` times."""
-
-    size: int = 8192
-    count: int = 48
-    rounds: int = 5
+__all__ = ["BesideFigure", "bench_beside"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +49,7 @@ def bench_beside(
 ) -> list[BesideFigure]:
     """Each of `compared` (the first copies all shards out) beside the products, in turns with the products alone."""
     runtime = ways.world.runtime
-    product = _Product(matmuls, runtime.device)
+    product = Product(matmuls, runtime.device)
     stream = runtime.stream()  # above the checkpoints' priority, as the model's
 
     def run() -> float:
@@ -100,19 +90,6 @@ def bench_beside(
         )
         for way in compared
     ]
-
-
-class _Product:
-    def __init__(self, matmuls: Matmuls, device: torch.device) -> None:
-        generator = torch.Generator(device).manual_seed(4)
-        shape = (matmuls.size, matmuls.size)
-        self._a, self._b = (
-            torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(generator=generator) for _ in range(2)
-        )
-        self._c = torch.empty_like(self._a)
-
-    def run(self) -> None:
-        torch.mm(self._a, self._b, out=self._c)
 
 
 class _Loop:

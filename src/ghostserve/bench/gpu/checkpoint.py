@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ghostserve.bench.gpu.beside import BesideFigure, Matmuls, bench_beside
+from ghostserve.bench.gpu.beside import BesideFigure, bench_beside
+from ghostserve.bench.gpu.matmuls import Matmuls, Step
 from ghostserve.bench.gpu.shapes import LLAMA_70B_TP8, CacheShape
 from ghostserve.bench.gpu.timing import Clock, Spread, quiet
 from ghostserve.bench.gpu.ways import Way, Ways
@@ -35,6 +36,7 @@ class CheckpointScale:
     rounds: int = 15
     samples: int = 64
     matmuls: Matmuls = field(default_factory=Matmuls)
+    step: Matmuls = field(default_factory=lambda: Matmuls(count=4))
 
     @classmethod
     def quick(cls) -> "CheckpointScale":
@@ -45,8 +47,9 @@ class CheckpointScale:
 class CheckpointFigure:
     """Seconds on the host's clock, from the call to its return; `in_store`: until the last parity byte was there.
 
+    Of a way behind a step, from the end of the step: it was told when that was launched, as the engine's flushes are.
     `copy_all`: all data shards of the same slots, contiguous, to memory registered alike. `replicate`: a flush of the
-    same chunks under `replicate-host`, in the mode that is fastest here.
+    same chunks under `replicate-host`, in the mode that is fastest here. Both begin as the way does.
     """
 
     shape: str
@@ -109,13 +112,15 @@ def bench_checkpoint(
             )
             copies = Ways(copied, tokens=scale.tokens, chunks=scale.chunks)
             stack.callback(copies.close)
-            flushes = [*ways.flushes(), *ways.kernels_alone(scale.programs)]
-            replicas = [replace(way, name=f"{ReplicateHost.name}: {way.name}") for way in copies.flushes()]
+            step = Step(runtime, scale.step)
+            flushes = [*ways.flushes(step), *ways.kernels_alone(scale.programs)]
+            replicas = [replace(way, name=f"{ReplicateHost.name}: {way.name}") for way in copies.flushes(step)]
             say(f"{parity}: comparing bytes of {len(flushes) + len(replicas)} ways")
             for at, way in [*((ways, way) for way in flushes), *((copies, way) for way in replicas)]:
                 at.check(way, backend, samples=scale.samples)
-            alone += _alone(ways, flushes, copies, replicas, scale, say)
-            beside += bench_beside(ways, [ways.copy_all(), *flushes, replicas[-1]], scale.matmuls, say)
+            alone += _alone(ways, flushes, copies, replicas, (ways.copy_all(), ways.copy_all(step)), scale, say)
+            at_once = [way for way in (*flushes, *replicas[-2:]) if way.step is None]
+            beside += bench_beside(ways, [ways.copy_all(), *at_once], scale.matmuls, say)
     return alone, beside
 
 
@@ -124,28 +129,35 @@ def _alone(
     flushes: Sequence[Way],
     copies: Ways,
     replicas: Sequence[Way],
+    bare: tuple[Way, Way],
     scale: CheckpointScale,
     say: Callable[[str], None],
 ) -> list[CheckpointFigure]:
+    """`bare`: copying all at once, and behind a step; each way is held against the one that begins as it does."""
     world = ways.world
     every = [*((way, world.code) for way in flushes), *((way, copies.world.code) for way in replicas)]
     say(f"{world.code}: {scale.rounds} rounds of {len(every)} ways and of copying all")
-    copy_all = ways.copy_all()
-    taken: dict[str, list[float]] = {way.name: [] for way in (*flushes, *replicas, copy_all)}
+    taken: dict[str, list[float]] = {way.name: [] for way in (*flushes, *replicas, *bare)}
     in_store: dict[str, list[float]] = {way.name: [] for way, _ in every}
     clock = Clock(world.runtime.device)
     with quiet():
         for number in range(-1, scale.rounds):  # round -1 warms up
-            for way in (copy_all, *flushes, *replicas):
+            for way in (*bare, *flushes, *replicas):
                 clock.wait()
                 began = time.perf_counter()
                 arrived = way.run(number % ways.chunks)
-                seconds = time.perf_counter() - began
+                ended = time.perf_counter()
                 if number >= 0:
-                    taken[way.name].append(seconds)
+                    if way.step is not None:
+                        began += way.step.seconds()  # it ended then or later: its launch counts as the way's
+                    taken[way.name].append(ended - began)
                     if arrived is not None:
                         in_store[way.name].append(arrived - began)
-    replicate = min((Spread.of(taken[way.name]) for way in replicas), key=lambda spread: spread.median)
+
+    def fastest(among: Sequence[Way], like: Way) -> Spread:
+        spreads = (Spread.of(taken[way.name]) for way in among if way.step is like.step)
+        return min(spreads, key=lambda spread: spread.median)
+
     return [
         CheckpointFigure(
             shape=scale.shape.name,
@@ -157,8 +169,8 @@ def _alone(
             slot_bytes=world.layout.slot_bytes,
             seconds=Spread.of(taken[way.name]),
             in_store=Spread.of(in_store[way.name]) if in_store[way.name] else None,
-            copy_all=Spread.of(taken[copy_all.name]),
-            replicate=replicate,
+            copy_all=fastest(bare, way),
+            replicate=fastest(replicas, way),
         )
         for way, code in every
     ]

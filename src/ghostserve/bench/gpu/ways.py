@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ghostserve.bench.gpu.caches import fill
+from ghostserve.bench.gpu.matmuls import Step
 from ghostserve.bench.gpu.world import World
 from ghostserve.codes.backend import Backend
 from ghostserve.cuda.arena import DeviceArena
@@ -22,9 +23,10 @@ from ghostserve.cuda.shards import FlatShard, slot_index
 from ghostserve.parity.memory import SharedRegion
 from ghostserve.parity.ranges import SlotRange
 
-__all__ = ["Way", "Ways"]
+__all__ = ["BEHIND", "Way", "Ways"]
 
 EPOCH = 1
+BEHIND = "behind a step"
 _MODES: tuple[FlushMode, ...] = ("ring", "zero-copy", "auto")
 
 Chunks = list[list[SlotRange]]
@@ -35,12 +37,14 @@ class Way:
     """`run(chunk)` returns when the bytes have arrived (and, for a flush, are committed).
 
     It gives the time (`perf_counter`) at which the last parity byte was in the store, or None where that is the end.
+    `step`: what `run` launches first and works behind, None: nothing; its seconds are not the way's.
     """
 
     name: str
     run: Callable[[int], float | None]
     chunks: Chunks
     commits: bool
+    step: Step | None = None
 
 
 class Ways:
@@ -67,8 +71,8 @@ class Ways:
             self._everything = blocks * size * world.layout.slot_bytes * world.code.n
             self._open = undo.pop_all()
 
-    def flushes(self) -> Iterator[Way]:
-        """The data path's own, in each of its modes."""
+    def flushes(self, step: Step) -> Iterator[Way]:
+        """The data path's own, in each of its modes; the last one behind `step`, as the engine's flushes are."""
         for mode in _MODES:
             flusher = Flusher(
                 runtime=self.world.runtime,
@@ -85,8 +89,11 @@ class Ways:
             if mode == "ring":
                 run = self._flush(flusher, self.scattered)
                 yield Way(f"flush, {mode}, parity scattered", run, self.scattered, commits=True)
+            if mode == "auto":
+                run = self._flush(flusher, self.ranges, step)
+                yield Way(f"flush, {mode}, {BEHIND}", run, self.ranges, commits=True, step=step)
 
-    def _flush(self, flusher: Flusher, chunks: Chunks) -> Callable[[int], float | None]:
+    def _flush(self, flusher: Flusher, chunks: Chunks, step: Step | None = None) -> Callable[[int], float | None]:
         arrived = [0.0]
 
         def on_stage(stage: str) -> None:
@@ -94,7 +101,7 @@ class Ways:
                 arrived[0] = time.perf_counter()
 
         def run(chunk: int) -> float | None:
-            flusher.encode(EPOCH, chunks[chunk], None, on_stage)
+            flusher.encode(EPOCH, chunks[chunk], step.launch() if step else None, on_stage)
             return arrived[0]
 
         return run
@@ -127,18 +134,21 @@ class Ways:
         for limit in programs:
             yield Way(f"kernel alone, zero-copy, {limit} blocks", runner(limit), self.ranges, commits=False)
 
-    def copy_all(self) -> Way:
+    def copy_all(self, step: Step | None = None) -> Way:
         """All data shards of a chunk, already gathered: what copying the cache out would cost at best."""
         stream, runtime = self._stream, self.world.runtime
         source, target = self._gathered
 
         def run(chunk: int) -> float | None:
+            if step:
+                stream.wait_event(step.launch())
             for address, nbytes in target.split(target.address, target.nbytes):
                 runtime.copy(address, source.address + address - target.address, nbytes, stream)
             stream.synchronize()
             return None
 
-        return Way("copy all shards", run, self.ranges, commits=False)
+        name = f"copy all shards, {BEHIND}" if step else "copy all shards"
+        return Way(name, run, self.ranges, commits=False, step=step)
 
     @cached_property
     def _gathered(self) -> tuple[DeviceArena, RegisteredRegion]:
