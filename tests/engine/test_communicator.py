@@ -1,9 +1,17 @@
 """A join that fails: a peer's fault, or this rank's own."""
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
 import pytest
 
-from ghostserve.engine.communicator import Communicator, CommunicatorError
+from ghostserve.engine.communicator import JOIN_TIMEOUT, Communicator, CommunicatorError
+from ghostserve.engine.gloo import GlooCommunicator
 from ghostserve.workers.rendezvous import host_rendezvous
+from ghostserve.workers.sealed_store import SealedStore
 
 
 class Failing(Communicator):
@@ -39,3 +47,53 @@ def test_a_peer_that_does_not_come_is_a_peers_fault(error: Exception) -> None:
     with pytest.raises(CommunicatorError) as caught:
         Failing(error).bind(rank=0, epoch=1, store_port=meeting.port, secret="")
     assert caught.value.__cause__ is error
+
+
+class StopsConnecting(GlooCommunicator):
+    """Is there, leaves the address at which it can be reached, and stops."""
+
+    def _guard(self, store, epoch, secret):
+        class LastWords(SealedStore):
+            def set(self, key: str, value: str | bytes) -> None:
+                super().set(key, value)
+                if "here" not in key:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+
+        return LastWords(store, secret)
+
+
+def stop_connecting(port: int, secret: str) -> None:
+    StopsConnecting(2).bind(rank=0, epoch=1, store_port=port, secret=secret)
+
+
+def test_a_peer_that_stops_while_it_connects_is_soon_given_up() -> None:
+    """gloo waits for it, and no release ends that: so long a survivor would be missing in the next epoch."""
+    meeting = host_rendezvous()
+    peer = multiprocessing.get_context("spawn").Process(target=stop_connecting, args=(meeting.port, meeting.secret))
+    peer.start()
+    communicator = GlooCommunicator(2)
+    try:
+        began = time.monotonic()
+        with pytest.raises(CommunicatorError, match="could not join epoch 1"):
+            communicator.bind(rank=1, epoch=1, store_port=meeting.port, secret=meeting.secret)
+        assert time.monotonic() - began < 2 * JOIN_TIMEOUT.total_seconds(), "gloo takes five times JOIN_TIMEOUT"
+    finally:
+        communicator.unbind()
+        peer.kill()
+        peer.join()
+
+
+def test_who_waits_for_peers_is_let_go_with_the_rendezvous() -> None:
+    meetings = [host_rendezvous()]
+    port, secret = meetings[0].port, meetings[0].secret
+    communicator = GlooCommunicator(2)
+    given_up = threading.Timer(0.5, meetings.clear)
+    given_up.start()
+    try:
+        began = time.monotonic()
+        with pytest.raises(CommunicatorError):
+            communicator.bind(rank=1, epoch=1, store_port=port, secret=secret)
+        assert time.monotonic() - began < JOIN_TIMEOUT.total_seconds()
+    finally:
+        communicator.unbind()
+        given_up.join()
