@@ -57,7 +57,9 @@ class Tile:
         if registers is None and plan.rows > 1:
             registers = 128
         elif registers is None and len(plan.inputs) <= 10:
-            registers = {1: 96, 2: 112}.get(len(plan.outputs), 128)
+            # A rebuild's coefficients are anything, an encode's first parity shard is a plain sum: it overlaps more.
+            encodes = max(plan.inputs) < min(plan.outputs)
+            registers = {1: 96, 2: 112 if encodes else 96}.get(len(plan.outputs), 128)
         return {"num_warps": self.warps_of(plan.rows), **({} if registers is None else {"maxnreg": registers})}
 
 
