@@ -226,7 +226,7 @@ class FakeRuntime:
     def stream(self, *, low_priority=False):
         return FakeStream(self, f"{'low' if low_priority else 'stream'}-{next(self._numbers)}")
 
-    def event(self, *, timing=False):
+    def event(self, *, spins=False):
         return FakeEvent(self, f"event-{next(self._numbers)}")
 
     def current_stream(self):

@@ -51,7 +51,7 @@ class LazyRuntime(FakeRuntime):
     def stream(self, *, low_priority=False):
         return LazyStream(self, super().stream(low_priority=low_priority).name)
 
-    def event(self, *, timing=False):
+    def event(self, *, spins=False):
         return LazyEvent(self, super().event().name)
 
     def copy(self, target, source, nbytes, stream):

@@ -424,13 +424,18 @@ def start_nursery(config: EngineConfig) -> None:
     assert nursery(placement.device, placement.environment).pid
 
 
+def _is_nursery(child: psutil.Process) -> bool:
+    """It may be a new one, but it is one. Its forks are called the same; they are children of a child."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return child.ppid() == os.getpid() and "ghostserve.workers.nursery_process" in child.cmdline()
+    return False
+
+
 def possessions() -> Counter[str]:
     """What this process holds that could leak: children, descriptors, threads, shared-memory files."""
-    me = psutil.Process()
-    first = nursery().pid  # it may be a new one, but it is one
     found = Counter(
-        "child nursery" if child.pid == first else f"child {child.pid} {child.status()}"
-        for child in me.children(recursive=True)
+        "child nursery" if _is_nursery(child) else f"child {child.pid}"
+        for child in psutil.Process().children(recursive=True)
     )
     for file in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the listing's own descriptor

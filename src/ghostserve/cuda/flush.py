@@ -45,11 +45,15 @@ LAST_SLOTS = 64
 
 @dataclass
 class _Tile:
-    """A tile on its way: what its frame needs to be committed. `source`: where in the ring its rows began."""
+    """A tile on its way: what its frame needs to be committed. `source`: where in the ring its rows began.
+
+    `near`: the same moment as `done`, for a thread that spins until then.
+    """
 
     slots: SlotTable
     sums: NDArray[np.uint64]
     done: Event
+    near: Event
     source: int
 
 
@@ -80,7 +84,7 @@ class Flusher:
         shards = code.n + code.k
         self._in_ring, self._in_store = (ring.cut(row, shards, turns=payload.turns) for row in (payload.row_bytes, 0))
         self._streams = [runtime.stream(low_priority=True) for _ in range(self._in_ring.frames)]
-        self._done = [runtime.event() for _ in range(payload.turns)]
+        self._done = [(runtime.event(), runtime.event(spins=True)) for _ in range(payload.turns)]
         with runtime.use(self._streams[0]):
             kernels.warm_up(code.encode_plan, [True] * code.n + [False] * code.k)
         self._streams[0].synchronize()
@@ -108,7 +112,7 @@ class Flusher:
         pending: deque[_Tile] = deque()
         try:
             # A tile is laid out while those before it are on their way: the link waits for Python only once.
-            for number, tile in enumerate((tiles if direct else _tiles)(ranges, frames.rows)):
+            for number, slots in enumerate((tiles if direct else _tiles)(ranges, frames.rows)):
                 if len(pending) == frames.turns:
                     self._finish(epoch, pending.popleft(), on_stage)
                 on_stage("begin")
@@ -116,9 +120,12 @@ class Flusher:
                 if after is not None and number < frames.frames:
                     stream.wait_event(after)
                 with self._runtime.use(stream):
-                    pending.append(self._start(epoch, tile, number, direct, stream))
+                    pending.append(self._start(epoch, slots, number, direct, stream))
+            alone = len(pending) == 1
             while pending:
-                self._finish(epoch, pending.popleft(), on_stage)
+                # The last tile is short, and follows one that was waited for: it is there before a sleeper is awake.
+                tile = pending.popleft()
+                self._finish(epoch, tile, on_stage, near=not pending and not alone)
             self._payload.settle(epoch)
         except BaseException:
             # A fenced rank reports its flushes as ended: no copy may reach the store after that.
@@ -155,11 +162,13 @@ class Flusher:
             self._store.begin(epoch, slots)
             self._payload.write(consecutive_runs(slots.row), frames.row_address(frame, 0), stream)
         found = frames.download(turn, rows, stream)
-        self._done[turn].record(stream)
-        return _Tile(slots, found.reshape(rows, frames.sums), self._done[turn], frames.row_address(frame, 0))
+        done, near = self._done[turn]
+        done.record(stream)
+        near.record(stream)
+        return _Tile(slots, found.reshape(rows, frames.sums), done, near, frames.row_address(frame, 0))
 
-    def _finish(self, epoch: int, tile: _Tile, on_stage: Callable[[str], None]) -> None:
-        tile.done.synchronize()
+    def _finish(self, epoch: int, tile: _Tile, on_stage: Callable[[str], None], near: bool = False) -> None:
+        (tile.near if near else tile.done).synchronize()
         on_stage("encoded")
         # No checksum is 0 (but for one in 2^64): what reads so was never computed.
         if not tile.sums.all():

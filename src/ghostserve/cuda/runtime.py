@@ -202,8 +202,8 @@ class CudaRuntime:
         priority = self._low if low_priority else self._normal
         return torch.cuda.Stream(self._device, priority=priority)  # type: ignore[no-untyped-call]
 
-    def event(self, *, timing: bool = False) -> Event:
-        return torch.cuda.Event(enable_timing=timing, blocking=True)  # type: ignore[no-untyped-call]
+    def event(self, *, spins: bool = False) -> Event:
+        return torch.cuda.Event(blocking=not spins)  # type: ignore[no-untyped-call]
 
     def current_stream(self) -> Stream:
         return torch.cuda.current_stream(self._device)

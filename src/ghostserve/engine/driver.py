@@ -154,8 +154,11 @@ class RecoveryDriver:
                     self._fence(epoch)
                     self._group.send(worker, msg.Release(epoch))
                 case ev.Wipe(rank):
+                    self._group.reap()
                     self._bytes_lost += self._wipe(rank)
                 case ev.Load(worker, rank):
+                    # Until here the dead have ended beside the survivors' leaving; now their memory is needed.
+                    self._group.reap()
                     self._group.send(worker, msg.Load(rank))
                 case ev.Join(epoch, members):
                     self._fence(epoch)

@@ -147,6 +147,7 @@ class Driver:
                 case ev.Kill(worker, reason):
                     log.warning("worker %d is out: %s", worker, reason)
                     self._group.kill(worker)
+                    self._group.reap()  # who takes its place needs its memory, and its queues may be taken away
                 case ev.Spawn():
                     self.machine.spawned(self._group.spawn())
                 case ev.Release(worker, epoch):

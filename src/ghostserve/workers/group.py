@@ -4,7 +4,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -16,9 +16,14 @@ from ghostserve.workers.started import Exited, Started
 __all__ = ["Exited", "Launch", "Started", "WorkerGroup"]
 
 _GRACE = 5.0
+_LAST_BREATH = 0.02
+"""Seconds that a process gets between the end of its channel and its own, before the first alone is reported. On a GPU
+it takes up to a second more: the driver gives its memory back, and unpins what it had pinned."""
 
 In = TypeVar("In")
 
+
+_UNHEARD = Exited(0, "its channel has ended")
 
 Launch = Callable[[socket.socket], Started]
 """Starts a process that talks through the given end of a socket pair, which stays the caller's to close."""
@@ -40,6 +45,8 @@ class WorkerGroup(Generic[In]):
         """`incoming`: the union of what workers say; `shutdown`: what asks one to end."""
         self._launch, self._incoming, self._shutdown = launch, incoming, shutdown
         self._processes: dict[int, _Process[In]] = {}
+        self._dying: dict[int, _Process[In]] = {}
+        """Reported or killed, and not known to have ended."""
         self._stillborn: list[tuple[int, Exited]] = []
         self._next = 0
         self._selector = selectors.DefaultSelector()
@@ -97,34 +104,50 @@ class WorkerGroup(Generic[In]):
             return  # enough wake-ups are waiting already
 
     def poll(self, timeout: float | None) -> list[tuple[int, In | Exited]]:
-        """What the workers said, and which of them ended, within `timeout` seconds (None: until something comes)."""
+        """What the workers said, and which of them ended, within `timeout` seconds (None: until something comes).
+
+        Who has closed its channel is of no use any more: it is killed, and has ended as far as anybody is told.
+        """
         happened: list[tuple[int, In | Exited]] = [*self._stillborn]
-        ended: list[tuple[int, Exited]] = []
+        ended: dict[int, Exited] = {}
         for key, _ in self._selector.select(0 if self._stillborn else timeout):
             if key.fileobj is self._wake_read:
                 self._wake_read.recv(4096)
                 continue
             worker = key.data
+            if worker in self._dying:
+                if self._dying[worker].started.ended() is not None:
+                    self._forget(worker)
+                continue
             process = self._processes.get(worker)
             if process is None:
                 continue
             if key.fileobj is process.started:
                 if (exited := process.started.ended()) is not None:
-                    ended.append((worker, exited))
+                    ended[worker] = exited
                 continue
-            happened += self._read(worker, process)
+            try:
+                happened += self._read(worker, process)
+            except ChannelClosedError:
+                process.started.kill()
+                ended.setdefault(worker, process.started.ended(_LAST_BREATH) or _UNHEARD)
         self._stillborn.clear()
-        for worker, exited in ended:
-            happened += self._read(worker, self._processes[worker])  # its last words
+        for worker, exited in ended.items():
+            with suppress(ChannelClosedError):
+                happened += self._read(worker, self._processes[worker])  # its last words
             happened.append((worker, exited))
-            self._forget(worker)
+            self._let_die(worker)
         return happened
 
     def kill(self, worker: int) -> None:
-        """SIGKILL and reap; returns when the process is gone. Nothing is reported for it afterwards."""
-        process = self._processes.get(worker)
-        if process is not None:
-            process.started.kill()
+        """SIGKILL; see `reap`. Nothing is reported for it afterwards."""
+        if worker in self._processes:
+            self._processes[worker].started.kill()
+            self._let_die(worker)
+
+    def reap(self) -> None:
+        """Return when all that were killed, or reported to have ended, are gone with all they had."""
+        for worker, process in list(self._dying.items()):
             process.started.ended(None)
             self._forget(worker)
 
@@ -139,8 +162,8 @@ class WorkerGroup(Generic[In]):
         for worker, process in list(self._processes.items()):
             if process.started.ended(max(0.0, deadline - time.monotonic())) is None:
                 process.started.kill()
-                process.started.ended(None)
-            self._forget(worker)
+            self._let_die(worker)
+        self.reap()
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()
@@ -159,19 +182,17 @@ class WorkerGroup(Generic[In]):
             return _Process(started, Channel[In](ours, self._incoming))
 
     def _read(self, worker: int, process: _Process[In]) -> list[tuple[int, In | Exited]]:
-        try:
-            return [(worker, message) for message in process.channel.receive_ready()]
-        except ChannelClosedError:
-            # The process may live on without its channel; then it is of no use, and its end must come.
-            if process.channel.fileno() in self._selector.get_map():
-                self._selector.unregister(process.channel)
-                process.started.kill()
-            return []
+        return [(worker, message) for message in process.channel.receive_ready()]
+
+    def _let_die(self, worker: int) -> None:
+        """It counts as gone; what is left of it is watched until that is true."""
+        process = self._dying[worker] = self._processes.pop(worker)
+        self._selector.unregister(process.channel)
+        process.channel.close()
+        if process.started.ended() is not None:
+            self._forget(worker)
 
     def _forget(self, worker: int) -> None:
-        process = self._processes.pop(worker)
-        if process.channel.fileno() in self._selector.get_map():
-            self._selector.unregister(process.channel)
+        process = self._dying.pop(worker)
         self._selector.unregister(process.started)
-        process.channel.close()
         process.started.close()
