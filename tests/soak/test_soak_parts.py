@@ -1,7 +1,11 @@
 """The soak's parts without a server: what is drawn, what is counted, and what makes a run fail."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import msgspec
@@ -12,7 +16,7 @@ from ghostserve.engine.record import Recorder, read_recording
 from ghostserve.engine.serving import LoggedStep
 from ghostserve.errors import ConfigError
 from ghostserve.soak.embedded import computed_again
-from ghostserve.soak.possessions import Possessions, descriptor_kind
+from ghostserve.soak.possessions import Possessions, descriptor_kind, named_memory
 from ghostserve.soak.report import GROWTH, Found, judge, percentile, rss_growth
 from ghostserve.soak.server import Comparison
 from ghostserve.soak.settings import SoakSettings
@@ -109,6 +113,31 @@ def test_what_there_is_more_of() -> None:
     assert Possessions({"processes": 5, "descriptor socket:[N]": 8}, 99).more_than(before) == []
     more = Possessions({"processes": 6, "descriptor socket:[N]": 9, "descriptor pipe:[N]": 1}, 0).more_than(before)
     assert more == ["descriptor pipe:[N]: 1, before 0", "processes: 6, before 5"]
+
+
+def test_shared_memory_that_another_program_has_mapped_is_not_the_servers() -> None:
+    ours, theirs = (shared_memory.SharedMemory(create=True, size=64) for _ in range(2))
+    code = f"import mmap; f = open('/dev/shm/{theirs.name}', 'r+'); m = mmap.mmap(f.fileno(), 64)"
+    other = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert other.stdout is not None
+        other.stdout.readline()
+        theirs.close()  # else this session would be one that has it
+        ours.close()
+        assert named_memory() >= {ours.name, theirs.name}
+        found = named_memory(apart_from=os.getsid(0))
+        assert ours.name in found, "nobody has it, so it was left behind"
+        assert theirs.name not in found
+        assert theirs.name in named_memory(apart_from=other.pid), "of that session it is"
+    finally:
+        other.communicate()
+        ours.unlink()
+        theirs.unlink()
 
 
 def test_descriptors_are_told_apart_by_kind() -> None:

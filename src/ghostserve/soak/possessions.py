@@ -40,7 +40,8 @@ class Possessions:
 def count(root: int, workers: Collection[int], memory_before: Collection[str]) -> Possessions:
     """Of the session that process `root` leads. `workers`: its ranks and standbys, which come and go."""
     everyone = members(root)
-    counts = Counter({"processes": len(everyone), "named shared memory": len(named_memory() - set(memory_before))})
+    named = named_memory(apart_from=root) - set(memory_before)
+    counts = Counter({"processes": len(everyone), "named shared memory": len(named)})
     rss = 0
     for process in everyone:
         if process.pid in workers or _is_within(process, workers):
@@ -62,9 +63,22 @@ def belongs_to(root: int, pid: int) -> bool:
     return psutil.pid_exists(pid) and _session(psutil.Process(pid)) == root
 
 
-def named_memory() -> set[str]:
-    """All named shared memory of this machine."""
-    return {file.name for file in _SHARED.iterdir()} if _SHARED.is_dir() else set()
+def named_memory(*, apart_from: int | None = None) -> set[str]:
+    """All named shared memory of this machine; with `apart_from`, a session, without what others have mapped."""
+    named = {file.name for file in _SHARED.iterdir()} if _SHARED.is_dir() else set()
+    return named - _mapped_outside(apart_from) if named and apart_from is not None else named
+
+
+def _mapped_outside(root: int) -> set[str]:
+    """Other programs come and go on this machine, too."""
+    names: set[str] = set()
+    for process in psutil.process_iter():
+        if _session(process) == root:
+            continue
+        with suppress(OSError):
+            maps = Path(f"/proc/{process.pid}/maps").read_text()
+            names.update(re.findall(rf"{_SHARED}/(\S+)$", maps, re.MULTILINE))
+    return names
 
 
 def _session(process: psutil.Process) -> int:

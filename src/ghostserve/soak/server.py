@@ -177,6 +177,9 @@ class SoakServer(ABC):
         files = [file for folder in (self._temporary, self._runtime) for file in sorted(folder.rglob("*"))]
         return [
             *(f"process {process.pid}" for process in possessions.members(self.pid)),
-            *(f"shared memory {name}" for name in sorted(possessions.named_memory() - self._memory_before)),
+            *(
+                f"shared memory {name}"
+                for name in sorted(possessions.named_memory(apart_from=self.pid) - self._memory_before)
+            ),
             *(f"file {file}" for file in files if not file.is_dir() and not self.is_own(file)),
         ]
