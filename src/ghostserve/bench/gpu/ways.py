@@ -23,10 +23,10 @@ from ghostserve.cuda.shards import FlatShard, slot_index
 from ghostserve.parity.memory import SharedRegion
 from ghostserve.parity.ranges import SlotRange
 
-__all__ = ["BEHIND", "Way", "Ways"]
+__all__ = ["Way", "Ways"]
 
 EPOCH = 1
-BEHIND = "behind a step"
+_BEHIND = "behind a step"
 _MODES: tuple[FlushMode, ...] = ("ring", "zero-copy", "auto")
 
 Chunks = list[list[SlotRange]]
@@ -91,7 +91,7 @@ class Ways:
                 yield Way(f"flush, {mode}, parity scattered", run, self.scattered, commits=True)
             if mode == "auto":
                 run = self._flush(flusher, self.ranges, step)
-                yield Way(f"flush, {mode}, {BEHIND}", run, self.ranges, commits=True, step=step)
+                yield Way(f"flush, {mode}, {_BEHIND}", run, self.ranges, commits=True, step=step)
 
     def _flush(self, flusher: Flusher, chunks: Chunks, step: Step | None = None) -> Callable[[int], float | None]:
         arrived = [0.0]
@@ -147,7 +147,7 @@ class Ways:
             stream.synchronize()
             return None
 
-        name = f"copy all shards, {BEHIND}" if step else "copy all shards"
+        name = f"copy all shards, {_BEHIND}" if step else "copy all shards"
         return Way(name, run, self.ranges, commits=False, step=step)
 
     @cached_property
