@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ghostserve.bench.online.bench import Plan, bench_online
+from ghostserve.bench.online.bench import Plan, bench_online, sized
 from ghostserve.bench.online.check import check_delivered
 from ghostserve.bench.online.client import Stream
 from ghostserve.bench.online.load import Load
@@ -15,8 +15,10 @@ from ghostserve.bench.workload import bench_config
 from ghostserve.cli.main import main
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.messages import Sampled, StepPlan
+from ghostserve.engine.modelspec import inspect_checkpoint
 from ghostserve.engine.serving import LoggedStep
 from ghostserve.errors import ConfigError, GhostServeError
+from ghostserve.traces import Arrival
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,17 @@ def test_strategies_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[s
     picture = (tmp_path / "online.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) < 200_000
+
+
+def test_the_cache_holds_what_runs_together(config: EngineConfig) -> None:
+    """However small the one that was configured."""
+    small = msgspec.structs.replace(config, kv_cache_memory=1 << 20)
+    fitted = sized(small, [Arrival(0.0, 9000, 100), Arrival(1.0, 20, 8)])
+    assert fitted.max_model_len == 9100
+    spec = inspect_checkpoint(fitted)
+    assert spec.num_blocks * spec.block_size >= 2 * 9100
+    with pytest.raises(ConfigError, match="needs 569"):
+        inspect_checkpoint(msgspec.structs.replace(fitted, kv_cache_memory=1 << 20))
 
 
 def test_a_wrong_token_stops_the_benchmark(config: EngineConfig) -> None:

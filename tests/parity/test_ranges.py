@@ -40,6 +40,15 @@ def test_tiles_are_full_but_for_the_last(ranges, size):
     assert all(0 < num_slots(tile) <= size for tile in cut)
 
 
+@given(RANGES, st.integers(1, 9), st.lists(st.integers(1, 9), max_size=3))
+def test_the_first_tiles_have_sizes_of_their_own(ranges, size, first):
+    cut = list(tiles(ranges, size, first))
+    assert [s for tile in cut for s in singles(tile)] == list(singles(ranges))
+    wanted = [*first, *([size] * len(cut))][: len(cut)]
+    assert [num_slots(tile) for tile in cut[:-1]] == wanted[:-1]
+    assert all(0 < num_slots(tile) <= most for tile, most in zip(cut, wanted, strict=True))
+
+
 @given(RANGES, st.integers(1, 5))
 def test_split_shares_evenly(ranges, parts):
     shares = split(ranges, parts)

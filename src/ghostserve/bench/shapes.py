@@ -50,7 +50,7 @@ class Shape:
             head_dim=self.head_size or self.hidden // self.heads,
             intermediate_size=self.intermediate,
             vocab_size=self.vocabulary,
-            max_position_embeddings=8192,
+            max_position_embeddings=131_072,
             tie_word_embeddings=False,
             dtype=self.dtype,
         )

@@ -12,7 +12,7 @@ from ghostserve.codes import Code
 from ghostserve.cuda.kernels import Bound, Kernels
 from ghostserve.cuda.payload import Payload
 from ghostserve.cuda.ring import Ring
-from ghostserve.cuda.runtime import Event, Runtime, Stream
+from ghostserve.cuda.runtime import Event, Runtime
 from ghostserve.cuda.shards import FlatShard, PagedShard
 from ghostserve.errors import CudaError
 from ghostserve.parity.geometry import CacheLayout
@@ -37,23 +37,19 @@ ZERO_COPY_PROGRAMS = 16
 """Thread blocks that saturate the link; the other multiprocessors stay with the model."""
 
 
-FIRST_SLOTS = 256
-"""At most so many are in the first tile: until it is laid out and encoded, the link has nothing to do."""
+FIRST_SLOTS = (64, 128, 256)
+"""At most so many are in the first tiles: until one is laid out and encoded, the link has nothing to do."""
 LAST_SLOTS = 64
 """At most so many are in the last one: when the link is done, its records are still to be written."""
 
 
 @dataclass
 class _Tile:
-    """A tile on its way: what its frame needs to be committed. `source`: where in the ring its rows began.
-
-    `near`: the same moment as `done`, for a thread that spins until then.
-    """
+    """A tile on its way: what its frame needs to be committed. `source`: where in the ring its rows began."""
 
     slots: SlotTable
     sums: NDArray[np.uint64]
     done: Event
-    near: Event
     source: int
 
 
@@ -84,7 +80,8 @@ class Flusher:
         shards = code.n + code.k
         self._in_ring, self._in_store = (ring.cut(row, shards, turns=payload.turns) for row in (payload.row_bytes, 0))
         self._streams = [runtime.stream(low_priority=True) for _ in range(self._in_ring.frames)]
-        self._done = [(runtime.event(), runtime.event(spins=True)) for _ in range(payload.turns)]
+        self._first_done = runtime.event()
+        self._done = [runtime.event(spins=True) for _ in range(payload.turns)]
         with runtime.use(self._streams[0]):
             kernels.warm_up(code.encode_plan, [True] * code.n + [False] * code.k)
         self._streams[0].synchronize()
@@ -110,22 +107,18 @@ class Flusher:
         direct = self._writes_direct(ranges)
         frames = self._in_store if direct else self._in_ring
         pending: deque[_Tile] = deque()
+        before: Event | None = None
         try:
             # A tile is laid out while those before it are on their way: the link waits for Python only once.
             for number, slots in enumerate((tiles if direct else _tiles)(ranges, frames.rows)):
                 if len(pending) == frames.turns:
                     self._finish(epoch, pending.popleft(), on_stage)
                 on_stage("begin")
-                stream = self._streams[number % frames.frames]
-                if after is not None and number < frames.frames:
-                    stream.wait_event(after)
-                with self._runtime.use(stream):
-                    pending.append(self._start(epoch, slots, number, direct, stream))
-            alone = len(pending) == 1
+                awaited = after if number < frames.frames else None
+                pending.append(self._start(epoch, slots, number, direct, awaited, before))
+                before = pending[-1].done
             while pending:
-                # The last tile is short, and follows one that was waited for: it is there before a sleeper is awake.
-                tile = pending.popleft()
-                self._finish(epoch, tile, on_stage, near=not pending and not alone)
+                self._finish(epoch, pending.popleft(), on_stage)
             self._payload.settle(epoch)
         except BaseException:
             # A fenced rank reports its flushes as ended: no copy may reach the store after that.
@@ -146,29 +139,46 @@ class Flusher:
                 return False
         return True
 
-    def _start(self, epoch: int, ranges: Sequence[SlotRange], number: int, direct: bool, stream: Stream) -> _Tile:
+    def _start(
+        self,
+        epoch: int,
+        ranges: Sequence[SlotRange],
+        number: int,
+        direct: bool,
+        after: object | None,
+        before: Event | None,
+    ) -> _Tile:
+        """`after`: the shards are there; `before`: the tile before this one is in the store."""
         frames = self._in_store if direct else self._in_ring
+        stream = self._streams[number % frames.frames]
         # For the ring as they lie in the store, so that as few copies as possible move them.
         slots = self._store.table(ranges, by_row=not direct)
         check_blocks(slots.block, self._layout)
         frame, turn, rows = number % frames.frames, number % frames.turns, len(slots)
         fill_index(frames.index[turn], slots, None if direct else frame * frames.rows)
-        on_device, sums = frames.upload(turn, rows, stream)
-        if direct:
-            self._store.begin(epoch, slots)
-        self._bound[direct].launch(on_device, rows, sums, programs=ZERO_COPY_PROGRAMS if direct else None)
-        if not direct:
-            # From here on the payload of these slots is anybody's guess.
-            self._store.begin(epoch, slots)
-            self._payload.write(consecutive_runs(slots.row), frames.row_address(frame, 0), stream)
-        found = frames.download(turn, rows, stream)
-        done, near = self._done[turn]
-        done.record(stream)
-        near.record(stream)
-        return _Tile(slots, found.reshape(rows, frames.sums), done, near, frames.row_address(frame, 0))
+        with self._runtime.use(stream):
+            on_device, sums = frames.upload(turn, rows, stream)
+            if after is not None:
+                stream.wait_event(after)
+            if direct:
+                self._store.begin(epoch, slots)
+            self._bound[direct].launch(on_device, rows, sums, programs=ZERO_COPY_PROGRAMS if direct else None)
+            if not direct:
+                # From here on the payload of these slots is anybody's guess.
+                self._store.begin(epoch, slots)
+                if before is not None:
+                    # In this order they are committed: a late tile would hold up all that overtook it.
+                    stream.wait_event(before)
+                self._payload.write(consecutive_runs(slots.row), frames.row_address(frame, 0), stream)
+            found = frames.download(turn, rows, stream)
+            # Before the first one the model may compute for long. The others follow each other closely: to be woken
+            # from sleep would take as long as a tile.
+            done = self._done[turn] if number else self._first_done
+            done.record(stream)
+        return _Tile(slots, found.reshape(rows, frames.sums), done, frames.row_address(frame, 0))
 
-    def _finish(self, epoch: int, tile: _Tile, on_stage: Callable[[str], None], near: bool = False) -> None:
-        (tile.near if near else tile.done).synchronize()
+    def _finish(self, epoch: int, tile: _Tile, on_stage: Callable[[str], None]) -> None:
+        tile.done.synchronize()
         on_stage("encoded")
         # No checksum is 0 (but for one in 2^64): what reads so was never computed.
         if not tile.sums.all():
@@ -180,10 +190,10 @@ class Flusher:
 def _tiles(ranges: Sequence[SlotRange], rows: int) -> Iterator[Sequence[SlotRange]]:
     """At most `rows` slots at a time, few of them first and last."""
     body, left = len(ranges), LAST_SLOTS
-    if num_slots(ranges) > FIRST_SLOTS + LAST_SLOTS:
+    if num_slots(ranges) > max(FIRST_SLOTS) + LAST_SLOTS:
         while (left := left - ranges[body - 1].num_slots) >= 0:
             body -= 1
-    yield from tiles(ranges[:body], rows, min(rows, FIRST_SLOTS))
+    yield from tiles(ranges[:body], rows, [min(rows, slots) for slots in FIRST_SLOTS])
     yield from tiles(ranges[body:], rows)
 
 

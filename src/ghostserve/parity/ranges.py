@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 
 import msgspec
 import numpy as np
@@ -71,20 +71,21 @@ def merge(ranges: Iterable[SlotRange]) -> tuple[SlotRange, ...]:
     return tuple(merged)
 
 
-def tiles(ranges: Iterable[SlotRange], max_slots: int, first: int | None = None) -> Iterator[tuple[SlotRange, ...]]:
-    """Cut `ranges` into runs of exactly `max_slots` slots, the first of `first` if given, the last one shorter.
+def tiles(ranges: Iterable[SlotRange], max_slots: int, first: Sequence[int] = ()) -> Iterator[tuple[SlotRange, ...]]:
+    """Cut `ranges` into runs of exactly `max_slots` slots, the first ones of as many as `first` says, the last shorter.
 
     Order is kept. A run is cut when it is asked for.
     """
     tile: list[SlotRange] = []
-    room = max_slots if first is None else first
+    sizes = chain(first, repeat(max_slots))
+    room = next(sizes)
     for r in ranges:
         start, stop = r.start, r.stop
         while stop - start > room:
             tile.append(r.part(start, start + room))
             start += room
             yield tuple(tile)
-            tile, room = [], max_slots
+            tile, room = [], next(sizes)
         if start < stop:
             tile.append(r if start == r.start else r.part(start, stop))
             room -= stop - start

@@ -123,7 +123,8 @@ def check_settings(load: Load, plan: Plan, ranks: int) -> None:
 def sized(config: EngineConfig, arrivals: Sequence[Arrival]) -> EngineConfig:
     """`config` with the context and the KV cache that `max_num_seqs` of the longest arrivals need at once."""
     longest = max(a.prompt_tokens + a.output_tokens for a in arrivals)
-    spec = inspect_checkpoint(msgspec.structs.replace(config, max_model_len=longest))
+    # With the shortest context: the cache as it was configured may be too small for the longest.
+    spec = inspect_checkpoint(msgspec.structs.replace(config, max_model_len=2))
     together = min(config.max_num_seqs, len(arrivals))
     slots = int(together * _ROOM * (longest + 2 * config.block_size))
     needed = slots * spec.cache_layout.slot_bytes * config.tensor_parallel_size
