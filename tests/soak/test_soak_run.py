@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -41,7 +42,7 @@ def planned(kills: int) -> set[tuple[str, str]]:
 def test_many_kills_and_no_difference(kills: int, tmp_path: Path) -> None:
     moments = {moment for moment, _ in planned(kills)}
     assert moments >= {"prefill", "decode", "recovery", "together", "standby"}, "choose another seed"
-    memory, children = sorted(os.listdir("/dev/shm")), len(psutil.Process().children(recursive=True))
+    memory, children = set(os.listdir("/dev/shm")), len(psutil.Process().children(recursive=True))
     done, content = soak("--kills", str(kills), "--seed", str(SEED), output=tmp_path / "soak.json")
     assert done.returncode == 0, done.stdout + done.stderr
     report = content["report"]
@@ -54,8 +55,28 @@ def test_many_kills_and_no_difference(kills: int, tmp_path: Path) -> None:
     assert report["leaks"] == report["problems"] == []
     assert report["pauses"]["p50"] <= report["pauses"]["p99"] <= report["pauses"]["longest"]
     assert "Every stream is what an undisturbed run" in done.stdout
-    assert sorted(os.listdir("/dev/shm")) == memory
+    assert set(os.listdir("/dev/shm")) <= memory
     assert len(psutil.Process().children(recursive=True)) == children
+
+
+def test_sigterm_ends_its_server_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ghostserve.cli", "soak", "--kills", "50", "-tp", "2"]
+    soak = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    assert soak.stdout is not None
+    family: list[psutil.Process] = []
+    try:
+        while "striking" not in soak.stdout.readline():
+            assert soak.poll() is None
+        family = psutil.Process(soak.pid).children(recursive=True)
+        assert len(family) >= 3, "the server and its ranks"
+        soak.terminate()
+        assert soak.wait(60) == 143
+        _, left = psutil.wait_procs(family, timeout=10)
+        assert not left
+    finally:
+        for process in (soak, *family):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def test_without_the_rebuild_it_fails(tmp_path: Path) -> None:

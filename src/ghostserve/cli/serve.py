@@ -8,12 +8,12 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from ghostserve.cli.logs import quiet_progress_bars, set_up_logging
+from ghostserve.cli.signals import unwinding_on_sigterm
 from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError
 from ghostserve.server.settings import ServerSettings
@@ -46,7 +46,8 @@ def run_server(
     """
     set_up_logging(log_level)
     quiet_progress_bars()
-    with _stop_on_sigterm():
+    # Before the server listens; later it takes the signal itself.
+    with unwinding_on_sigterm(0):
         from ghostserve.server import ApiKeys, bind, ensure_descriptors
 
         ApiKeys(api_keys)  # refused here, before a worker is started
@@ -132,20 +133,6 @@ def _stop(engine: "Engine") -> None:
     log.info("stopping %d workers", engine.spec.tensor_parallel_size)
     engine.stop()
     log.info("stopped")
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """A SIGTERM before the server listens unwinds what has been started; later the server itself takes it."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(0)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

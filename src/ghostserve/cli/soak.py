@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from ghostserve.cli.signals import unwinding_on_sigterm
 from ghostserve.errors import ConfigError
 from ghostserve.soak.settings import SoakSettings
 
@@ -19,6 +20,7 @@ __all__ = ["soak"]
 
 DEFAULTS = SoakSettings()
 _LOG_WIDTH = 150  # of a file: the table unbroken
+_TERMINATED = 143
 _LINES = 10
 """So many lines about the strikes where the output is no terminal."""
 
@@ -96,7 +98,8 @@ def soak(
         console = Console(highlight=False, width=_LOG_WIDTH)
     from ghostserve.soak.run import run_soak
 
-    with _Progress(console) as progress:
+    # The server has a session of its own: nobody else would end it.
+    with unwinding_on_sigterm(_TERMINATED), _Progress(console) as progress:
         report = run_soak(settings, progress)
     console.print(_table(settings, report))
     for problem in report.problems:
