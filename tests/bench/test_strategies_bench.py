@@ -4,6 +4,7 @@ import json
 import threading
 from dataclasses import asdict, replace
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -64,6 +65,13 @@ def test_a_rebuild_that_is_left_out_is_seen(config):
         pytest.raises(GhostServeError, match=r"rs:1, rebuild: .* tokens differ from the undisturbed run"),
     ):
         lane.verify(oracle)
+
+
+def test_a_kill_strikes_all_sequences(config):
+    """Also where the prompts are read one after the other, in small steps, while the first streams decode."""
+    with Lane(PARITY, msgspec.structs.replace(config, max_num_batched_tokens=32)) as lane:
+        killed = lane.kill(64, sequences=5)
+    assert 0 < killed.restore < killed.pause
 
 
 def test_ways():

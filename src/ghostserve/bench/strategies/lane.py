@@ -102,7 +102,7 @@ class Lane:
 
         self.await_standbys()
         before = len(self.engine.status().recoveries)
-        streams = self._run(sequences, context, _TOKENS, on_token=strike)
+        streams = self._run(sequences, context, self._outlasting(sequences, context), on_token=strike)
         records = self.engine.status().recoveries[before:]
         kept = self.way.protect != "none"
         expected = 0 if kept else sequences
@@ -122,6 +122,11 @@ class Lane:
             rejected_slots=record.rejected_slots,
             plan=tuple(record.plan),
         )
+
+    def _outlasting(self, sequences: int, context: int) -> int:
+        """So many tokens that the first stream still decodes when the last prompt has been read."""
+        a_step = max(1, self.engine.coordinator.config.max_num_batched_tokens - sequences)
+        return _TOKENS + (sequences - 1) * (-(-context // a_step) + 1)
 
     def verify(self, oracle: Undisturbed) -> None:
         """Raises `GhostServeError` if a token or logprob is not that of the undisturbed run. The engine is stopped."""
