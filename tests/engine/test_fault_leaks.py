@@ -13,7 +13,7 @@ DEATHS = 10
 
 
 def test_ten_kills_leave_nothing_behind(llama_4: str, tmp_path: Path) -> None:
-    shared_memory = set(os.listdir("/dev/shm"))
+    shared_memory = sorted(os.listdir("/dev/shm"))
     start_nursery(EngineConfig(model=llama_4, device="cpu"))
     others = children(possessions())  # the nursery, and such as Python's resource tracker, where it was needed
     with running(tmp_path / "points", model=llama_4, tensor_parallel_size=2, parity="rs:1") as stage:
@@ -32,7 +32,7 @@ def test_ten_kills_leave_nothing_behind(llama_4: str, tmp_path: Path) -> None:
         scene.assert_undisturbed()
         assert listening_addresses() <= {"127.0.0.1", "::1"}, "the engine's own sockets are for this machine only"
     # `running` has compared this process's possessions with those before the engine.
-    assert set(os.listdir("/dev/shm")) <= shared_memory
+    assert sorted(os.listdir("/dev/shm")) == shared_memory
 
 
 def children(owned: Iterable[str]) -> int:

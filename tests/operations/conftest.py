@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import until
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))  # its tiny models
 
@@ -22,7 +21,6 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def shared_memory_as_before() -> Iterator[None]:
-    """Other programs' comes and goes."""
-    before = set(os.listdir("/dev/shm"))
+    before = sorted(os.listdir("/dev/shm"))
     yield
-    until(lambda: set(os.listdir("/dev/shm")) <= before, 5)
+    assert sorted(os.listdir("/dev/shm")) == before

@@ -42,7 +42,7 @@ def planned(kills: int) -> set[tuple[str, str]]:
 def test_many_kills_and_no_difference(kills: int, tmp_path: Path) -> None:
     moments = {moment for moment, _ in planned(kills)}
     assert moments >= {"prefill", "decode", "recovery", "together", "standby"}, "choose another seed"
-    memory, children = set(os.listdir("/dev/shm")), len(psutil.Process().children(recursive=True))
+    memory, children = sorted(os.listdir("/dev/shm")), len(psutil.Process().children(recursive=True))
     done, content = soak("--kills", str(kills), "--seed", str(SEED), output=tmp_path / "soak.json")
     assert done.returncode == 0, done.stdout + done.stderr
     report = content["report"]
@@ -55,7 +55,7 @@ def test_many_kills_and_no_difference(kills: int, tmp_path: Path) -> None:
     assert report["leaks"] == report["problems"] == []
     assert report["pauses"]["p50"] <= report["pauses"]["p99"] <= report["pauses"]["longest"]
     assert "Every stream is what an undisturbed run" in done.stdout
-    assert set(os.listdir("/dev/shm")) <= memory
+    assert sorted(os.listdir("/dev/shm")) == memory
     assert len(psutil.Process().children(recursive=True)) == children
 
 
