@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostserve.parity.ranges import SlotRange, merge, num_slots, select, singles, split, tiles
+from ghostserve.parity.ranges import SlotRange, merge, num_slots, reordered, select, singles, split, store_order, tiles
 
 RANGES = st.lists(
     st.builds(
@@ -68,3 +68,13 @@ def test_select_keeps_what_the_mask_says(ranges, data):
 def test_select_refuses_a_mask_of_another_length():
     with pytest.raises(ValueError, match=r"shorter|longer"):
         select([SlotRange(0, 0, 0, 0, 3)], np.array([True, False]))
+
+
+@given(RANGES)
+def test_in_the_store_s_order_and_back(ranges):
+    order = store_order(ranges)
+    stored = [ranges[i] for i in order]
+    assert stored == sorted(ranges, key=lambda r: (r.parity_block, r.start))
+    if ranges:
+        mask = np.array([slot.start % 2 == 0 for slot in singles(stored)], dtype=bool)
+        assert reordered(mask, ranges, order).tolist() == [slot.start % 2 == 0 for slot in singles(ranges)]

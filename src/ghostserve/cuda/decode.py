@@ -173,8 +173,8 @@ class DecodeJob:
         # The first ones stand for all: the link waits until this is decided.
         sample = self._engine.store.table(self._ranges[:SAMPLE])
         read = len(sample) * shards * self._engine.layout.slot_bytes
-        # A part of each row is a 2-D copy, of which only one goes in a call.
-        shortest = ZERO_COPY_RUN_BYTES * (1 if shards == self._engine.store.geometry.num_parity else 4)
+        # A part of each row is a 2-D copy: between two of them the copy engine rests four times as long.
+        shortest = ZERO_COPY_RUN_BYTES * (1 if shards == self._engine.store.geometry.num_parity else 3)
         return read < shortest * len(consecutive_runs(sample.row))
 
     def _flat(self, parity: Sequence[int], scratch: Sequence[int]) -> Mapping[int, FlatShard]:

@@ -15,7 +15,7 @@ from ghostserve.cuda.copying import COPY
 from ghostserve.cuda.decode import DecodeJob, Engine
 from ghostserve.cuda.shards import PagedShard
 from ghostserve.parity.arena import Arena
-from ghostserve.parity.ranges import SlotRange, num_slots, select, tiles
+from ghostserve.parity.ranges import SlotRange, num_slots, reordered, select, store_order, tiles
 from ghostserve.recovery.rebuild import RebuildReport, rebuild
 
 __all__ = ["Refiller"]
@@ -63,10 +63,13 @@ class Refiller:
         read = rebuilt = copies = 0
         if ranges and (decoded or copied) and len(lost) <= self._code.k:
             plan = self._plan(lost, decoded) if decoded else None
-            job = DecodeJob(self._engine, plan, decoded, copied, targets, lost_ranks, shards, ranges)
+            # In the store's order: what lies side by side there comes up the link in one piece, whoever's it is.
+            order = store_order(ranges)
+            stored = [ranges[i] for i in order]
+            job = DecodeJob(self._engine, plan, decoded, copied, targets, lost_ranks, shards, stored)
             found = job.run()
-            self._poison(select(ranges, found.committed & ~found.good), targets, arenas)
-            left = select(ranges, ~found.good)
+            self._poison(select(stored, found.committed & ~found.good), targets, arenas)
+            left = () if found.good.all() else select(ranges, ~reordered(found.good, ranges, order))
             size = self._engine.layout.slot_bytes
             read = int(found.committed.sum()) * job.inputs * size
             rebuilt, copies = (int(found.good.sum()) * n * size for n in (job.decoded_arenas, job.copied_arenas))

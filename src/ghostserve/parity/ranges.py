@@ -8,7 +8,19 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SlotRange", "merge", "num_slots", "select", "singles", "slot_numbers", "split", "tiles", "without"]
+__all__ = [
+    "SlotRange",
+    "merge",
+    "num_slots",
+    "reordered",
+    "select",
+    "singles",
+    "slot_numbers",
+    "split",
+    "store_order",
+    "tiles",
+    "without",
+]
 
 
 class SlotRange(msgspec.Struct, frozen=True, array_like=True):
@@ -99,6 +111,21 @@ def split(ranges: Sequence[SlotRange], parts: int) -> list[tuple[SlotRange, ...]
     slots = list(singles(ranges))
     bounds = [total * i // parts for i in range(parts + 1)]
     return [merge(slots[a:b]) for a, b in pairwise(bounds) if b > a]
+
+
+def store_order(ranges: Sequence[SlotRange]) -> list[int]:
+    """The indices of `ranges` in the order of their parity in the store."""
+    # A recovery waits for this, with thousands of ranges: one key each, and no sort of Python's.
+    keys = np.array([r.parity_block << 32 | r.start for r in ranges], dtype=np.int64)
+    order: list[int] = keys.argsort(kind="stable").tolist()
+    return order
+
+
+def reordered(mask: NDArray[np.bool_], ranges: Sequence[SlotRange], order: Sequence[int]) -> NDArray[np.bool_]:
+    """`mask`, one entry a slot of `ranges` taken in `order`, with its entries in the order of `ranges`."""
+    ends = np.cumsum([ranges[i].num_slots for i in order])
+    parts = dict(zip(order, np.split(mask, ends[:-1]), strict=True))
+    return np.concatenate([parts[i] for i in range(len(ranges))])
 
 
 def select(ranges: Sequence[SlotRange], mask: NDArray[np.bool_]) -> tuple[SlotRange, ...]:

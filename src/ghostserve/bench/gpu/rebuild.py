@@ -25,6 +25,7 @@ __all__ = ["RebuildFigure", "RebuildScale", "bench_rebuild"]
 _EPOCH = 1
 _WIPED = 0xFF  # NaN in every floating-point type
 _CHUNK_BLOCKS = 128
+_ROOM = (4, 3)  # cache and store have four blocks for three that are rebuilt
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class RebuildScale:
 class RebuildFigure:
     """Seconds from the call to verified bytes in place; `copy`: of `parity_bytes` from the same memory to the device.
 
-    `order`: whether the sequence's blocks follow each other in cache and store, or lie anywhere.
+    `order`: whether the sequence's blocks follow each other in cache and store, or lie anywhere, in any order, with
+    those of others in between.
     """
 
     shape: str
@@ -85,7 +87,8 @@ def bench_rebuild(
         lost = [ranks for code, ranks in scale.cases if code == parity]
         say(f"{parity}: filling caches, registering the store")
         blocks = scale.shape.blocks(scale.tokens)
-        with World(runtime, scale.shape, blocks, parity, num_parity_blocks=blocks) as world:
+        room = blocks * _ROOM[0] // _ROOM[1]
+        with World(runtime, scale.shape, room, parity, num_parity_blocks=room) as world:
             path = CudaDataPath(
                 runtime=runtime,
                 store=world.store,
@@ -107,11 +110,12 @@ class _Rebuilds:
 
     def __init__(self, world: World, path: CudaDataPath, scale: RebuildScale, say: Callable[[str], None]) -> None:
         self.world, self.path, self.scale, self.say = world, path, scale, say
-        count, size = world.layout.num_blocks, world.shape.block_size
-        places = np.random.default_rng(6).permutation(count).tolist()
+        count, size = scale.shape.blocks(scale.tokens), world.shape.block_size
+        everything = np.arange(world.layout.num_blocks)
+        places = np.random.default_rng(6).permutation(everything)[:count]
         self.orders = {
-            "in order": [SlotRange(block, 1, block, 0, size) for block in range(count)],
-            "scattered": [SlotRange(block, 1, block, 0, size) for block in places],
+            name: [SlotRange(block, 1, block, 0, size) for block in blocks.tolist()]
+            for name, blocks in {"all": everything, "in order": everything[:count], "scattered": places}.items()
         }
         self.stream = world.runtime.stream()
         self.clock = Clock(world.runtime.device)
@@ -119,13 +123,14 @@ class _Rebuilds:
     def figures(self, cases: Sequence[tuple[int, ...]], backend: CpuBackend) -> list[RebuildFigure]:
         world = self.world
         self.say(f"{world.code}: encoding {self.scale.tokens:,} tokens")
-        everything = self.orders["in order"]
+        everything = self.orders.pop("all")
         for first in range(0, len(everything), _CHUNK_BLOCKS):
             self.path.encode(_EPOCH, everything[first : first + _CHUNK_BLOCKS], None, lambda stage: None)
         world.check(everything, backend, samples=self.scale.samples)
         most = max(len(lost) for lost in cases)
         size = self.scale.tokens * world.layout.slot_bytes
-        require_device_memory(world.runtime.device, 2 * most * size, "copies to compare with")
+        needed = most * (world.layout.total_bytes + size)
+        require_device_memory(world.runtime.device, needed, "copies to compare with")
         figures = []
         for lost in cases:
             originals = [world.arenas[rank].tensor.clone() for rank in lost]
@@ -147,7 +152,7 @@ class _Rebuilds:
         taken, copied = [], []
         with quiet():
             for number in range(-1, self.scale.rounds):  # round -1 warms up
-                self._wipe(lost)
+                self._wipe(lost, ranges)
                 began = time.perf_counter()
                 report = self.path.rebuild(lost, ranges, lost)
                 seconds = time.perf_counter() - began
@@ -168,11 +173,13 @@ class _Rebuilds:
             copy=Spread.of(copied),
         )
 
-    def _wipe(self, lost: Sequence[int]) -> None:
+    def _wipe(self, lost: Sequence[int], ranges: Sequence[SlotRange]) -> None:
+        layout = self.world.layout
+        blocks = torch.tensor([r.block for r in ranges], device=self.world.runtime.device)
         for rank in lost:
-            arena = self.world.arenas[rank]
-            self.world.runtime.fill(arena.address, _WIPED, arena.nbytes, self.stream)
-        self.stream.synchronize()
+            rows = self.world.arenas[rank].tensor.view(len(layout.segments), layout.num_blocks, -1)
+            rows.index_fill_(1, blocks, _WIPED)
+        self.clock.wait()
 
     def _copy(self, landing: MappedArena) -> float:
         """Seconds of bringing as many bytes of the store's payload to the device."""
