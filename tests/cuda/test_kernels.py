@@ -11,7 +11,7 @@ from ghostserve.codes import make_code
 from ghostserve.cuda.kernels import Kernels, Tile
 from ghostserve.cuda.shards import FlatShard, PagedShard
 from ghostserve.errors import UnsupportedCodeError
-from ghostserve.parity.geometry import CacheLayout
+from ghostserve.parity.geometry import CacheLayout, Segment
 from ghostserve.parity.ranges import SlotRange
 
 CODES = [("xor", 4), ("rs:2", 4), ("rdp", 4), ("rs:3", 5), ("rdp", 8), ("copy", 4)]
@@ -59,6 +59,42 @@ def test_layouts(device, layout):
     assert case.rebuild(make_code("xor", 3), (1,), ranges).right
     if layout.slot_bytes // 4 % 16 == 0:
         assert case.encode(make_code("rdp", 3), ranges).right
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        token_major(512, layers=8, blocks=3, block_size=2),
+        token_major(256, layers=8, blocks=3, block_size=2),
+        head_major(128, heads=4, layers=4, blocks=3, block_size=2),
+        head_major(64, heads=4, layers=8, blocks=3, block_size=2),
+        token_major(192, layers=8, blocks=3, block_size=2),
+    ],
+    ids=["runs of four", "runs of two", "heads of a stripe", "two units a stripe", "short stripes"],
+)
+def test_stripes(device, layout):
+    """Slots of several stretches of stripes, whose symbols lie in rows of every kind."""
+    ranges = [SlotRange(2, 0, 0, 0, 2), SlotRange(0, 0, 1, 1, 2)]
+    code = make_code("rdp", 6)
+    case = Case(layout, device)
+    assert case.encode(code, ranges).right
+    assert case.rebuild(code, (1, 4), ranges).right
+    assert case.rebuild(code, (0, 7), ranges).right
+
+
+def test_rows_anywhere(device):
+    """Segments that are an allocation each: no constant distance between the rows of a stripe, few and many of them."""
+    for row_bytes in (512, 128):
+        even = token_major(row_bytes, layers=8, blocks=3, block_size=2)
+        moved = tuple(
+            Segment(s.offset + 64 * (n * n % 7), s.block_stride, s.slot_stride, s.nbytes)
+            for n, s in enumerate(sorted(even.segments, key=lambda s: s.offset))
+        )
+        spread = tuple(Segment(2 * s.offset // 64 * 64, s.block_stride, s.slot_stride, s.nbytes) for s in moved)
+        case = Case(CacheLayout(3, 2, spread), device)
+        code = make_code("rdp", 6)
+        assert case.encode(code, [SlotRange(2, 0, 0, 0, 2)]).right
+        assert case.rebuild(code, (1, 4), [SlotRange(2, 0, 0, 0, 2)]).right
 
 
 @pytest.mark.parametrize("words", [16, 256, 2048])

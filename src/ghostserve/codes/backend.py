@@ -27,5 +27,5 @@ class Backend(Protocol):
     def checksums(self, data: NDArray[np.uint8]) -> NDArray[np.uint64]:
         """The checksum of each slot of uint8 (S, B): uint64 (S,), as `checksum_reference` gives them."""
 
-    def warm_up(self) -> None:
-        """Compile or load all kernels now, so that no later call has to."""
+    def warm_up(self, *, rows: int = 1, slot_bytes: int = 8) -> None:
+        """Compile or load now what later calls need: checksums, and plans of so many rows over slots of that size."""

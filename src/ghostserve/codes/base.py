@@ -3,19 +3,32 @@
 A code over N data shards and K parity shards says *what* to compute as a `Plan`, a straight-line program
 of multiply-and-xor steps over GF(2^8) (polynomial 0x11d). Backends say *how*: they only run plans.
 
-A shard's bytes for one slot are cut into `rows` equal parts, its *symbols*. Position-wise codes (`xor`, `rs`)
-have one row; the array code `rdp` has `rows` of them, all inside one slot, so that every slot can be encoded
-and rebuilt alone whatever the code.
+A shard's bytes for one slot are shared out to `rows` equal *symbols*, stripe by stripe: of each stretch of `rows`
+stripes, `stripe_bytes` long, the r-th belongs to symbol r. Position-wise codes (`xor`, `rs`) have one row; the array
+code `rdp` has `rows` of them, all inside one slot, so that every slot can be encoded and rebuilt alone whatever the
+code. Stripes keep what is computed together close together, as memory likes it (docs/decisions/0009).
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 
 from ghostserve.errors import TooManyLostError, UnsupportedCodeError
 
-__all__ = ["Code", "Plan", "RowDiagonal", "Step"]
+__all__ = ["LONGEST_STRIPE", "Code", "Plan", "RowDiagonal", "Step", "stripe_bytes"]
+
+LONGEST_STRIPE = 128
+"""Bytes: a cache line of a GPU, two of a CPU."""
+
+
+def stripe_bytes(slot_bytes: int, rows: int) -> int:
+    """Bytes of a symbol that lie side by side in a slot: the largest power of two <= `LONGEST_STRIPE` that divides it.
+
+    All of them where there is one row.
+    """
+    return slot_bytes if rows == 1 else gcd(slot_bytes // rows, LONGEST_STRIPE)
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class Code(ABC):
 
     @property
     def rows(self) -> int:
-        """Symbols that one slot's bytes of a shard are cut into; a slot's bytes must be a multiple of it."""
+        """Symbols that one slot's bytes of a shard are shared out to; a slot's bytes must be a multiple of it."""
         return 1
 
     @cached_property

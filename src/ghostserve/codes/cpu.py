@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghostserve.codes import cpu_kernels as kernels
-from ghostserve.codes.base import Plan, Step
+from ghostserve.codes.base import Plan, Step, stripe_bytes
 from ghostserve.codes.checksum import SEED, weights
 from ghostserve.codes.cpu_program import AffineProgram, HornerProgram, affine_program, horner_program
 from ghostserve.errors import UnsupportedCodeError
@@ -43,10 +43,11 @@ class CpuBackend:
         slots, slot_bytes = _check(plan, inputs, outputs)
         if not slots or not plan.steps:
             return
-        if slot_bytes // plan.rows < kernels.WIDTH:
-            self._run_short(plan, inputs, outputs)
+        walk = _walk(slot_bytes, plan.rows)
+        if walk is None:
+            self._run_copies(plan, inputs, outputs)
         else:
-            self._run_kernel(plan, (*inputs, *outputs), slots, slot_bytes)
+            self._run_kernel(plan, (*inputs, *outputs), slots, walk)
 
     def checksums(self, data: Bytes) -> NDArray[np.uint64]:
         """See `Backend.checksums`."""
@@ -56,34 +57,38 @@ class CpuBackend:
         kernels.sum_words(base, stride, slot_bytes, weights(slot_bytes), np.uint64(SEED), sums)
         return sums
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, rows: int = 1, slot_bytes: int = 8) -> None:
         """See `Backend.warm_up`. Takes some seconds the first time, then loads from numba's disk cache."""
-        data = np.zeros((1, 8), np.uint8)
-        self.run(Plan((0,), (1,), 1, (Step(1, ((0, 2),)),)), [data], [data.copy()])
+        data = np.zeros((1, slot_bytes), np.uint8)
+        self.run(Plan((0,), (1,), rows, (Step(rows, ((0, 2),)),)), [data], [data.copy()])
         self.checksums(data)
 
-    def _run_kernel(self, plan: Plan, arrays: Sequence[Bytes], slots: int, slot_bytes: int) -> None:
+    def _run_kernel(self, plan: Plan, arrays: Sequence[Bytes], slots: int, walk: kernels.Walk) -> None:
         bases = np.array([array.__array_interface__["data"][0] for array in arrays], np.int64)
         strides = np.array([array.strides[0] for array in arrays], np.int64)
         program = self._program(plan)
         kernel = kernels.run_affine if isinstance(program, AffineProgram) else kernels.run_horner
-        kernel(bases, strides, slots, slot_bytes // plan.rows, plan.rows, *program)
+        kernel(bases, strides, slots, walk, *program)
 
-    def _run_short(self, plan: Plan, inputs: Sequence[Bytes], outputs: Sequence[Bytes]) -> None:
-        """Symbols shorter than a kernel's window: run on copies padded to it, some slots at a time."""
+    def _run_copies(self, plan: Plan, inputs: Sequence[Bytes], outputs: Sequence[Bytes]) -> None:
+        """Symbols shorter than a kernel's window, or in stripes too short for it: some slots at a time, padded
+        copies whose symbols lie one after the other."""
         slots, slot_bytes = outputs[0].shape
-        padded = plan.rows * kernels.WIDTH
-        batch = max(1, _PADDED_BYTES // (padded * (len(inputs) + len(outputs))))
-        symbols = (plan.rows, slot_bytes // plan.rows)
+        stripe, width = stripe_bytes(slot_bytes, plan.rows), max(kernels.WIDTH, slot_bytes // plan.rows)
+        walk = _one_piece(plan.rows, width)
+        batch = max(1, _PADDED_BYTES // (plan.rows * width * (len(inputs) + len(outputs))))
+        stretches = slot_bytes // (plan.rows * stripe)
         for first in range(0, slots, batch):
             part = slice(first, min(first + batch, slots))
             count = part.stop - part.start
-            copies = [np.zeros((count, plan.rows, kernels.WIDTH), np.uint8) for _ in (*inputs, *outputs)]
-            for shard, copy in zip(inputs, copies, strict=False):
-                copy[:, :, : symbols[1]] = shard[part].reshape(count, *symbols)
-            self._run_kernel(plan, [copy.reshape(count, padded) for copy in copies], count, padded)
-            for shard, copy in zip(outputs, copies[len(inputs) :], strict=True):
-                shard[part] = copy[:, :, : symbols[1]].reshape(count, slot_bytes)
+            copies = [np.zeros((count, plan.rows, width), np.uint8) for _ in (*inputs, *outputs)]
+            # Views of the copies in the order of a slot's bytes: stretch, row, byte of the stripe.
+            symbols = [copy[:, :, : stretches * stripe].reshape(count, plan.rows, stretches, stripe) for copy in copies]
+            for shard, symbol in zip(inputs, symbols, strict=False):
+                symbol[...] = shard[part].reshape(count, stretches, plan.rows, stripe).transpose(0, 2, 1, 3)
+            self._run_kernel(plan, [copy.reshape(count, plan.rows * width) for copy in copies], count, walk)
+            for shard, symbol in zip(outputs, symbols[len(inputs) :], strict=True):
+                shard[part] = symbol.transpose(0, 2, 1, 3).reshape(count, slot_bytes)
 
     def _program(self, plan: Plan) -> AffineProgram | HornerProgram:
         # By identity: hashing a plan of many steps would cost more than running it. The plan is kept with its
@@ -96,6 +101,23 @@ class CpuBackend:
                 if len(self._programs) > _KEPT_PROGRAMS:
                     del self._programs[next(iter(self._programs))]
         return found[1]
+
+
+def _walk(slot_bytes: int, rows: int) -> kernels.Walk | None:
+    """How a kernel goes through slots where they lie; None if it can't."""
+    symbol, stripe = slot_bytes // rows, stripe_bytes(slot_bytes, rows)
+    if symbol < kernels.WIDTH or stripe < kernels.SHORTEST_STRIPE:
+        return None
+    if rows == 1:
+        return _one_piece(rows, symbol)
+    window, pitch = kernels.WIDTH // stripe, rows * stripe
+    gaps = tuple(pitch << i for i in range(window.bit_length() - 1))
+    return kernels.Walk(rows, stripe, symbol // stripe, window, pitch, gaps)
+
+
+def _one_piece(rows: int, symbol: int) -> kernels.Walk:
+    """Symbols of so many bytes, each in one piece, one after the other."""
+    return kernels.Walk(rows, symbol, symbol, kernels.WIDTH, 1, ())
 
 
 def _check(plan: Plan, inputs: Sequence[Bytes], outputs: Sequence[Bytes]) -> tuple[int, int]:

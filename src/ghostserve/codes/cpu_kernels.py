@@ -8,10 +8,14 @@ A kernel walks slots, then windows of `WIDTH` bytes within a symbol, and runs th
 window: what a step wrote is still in L1 when a later one reads it. The last window of a symbol is moved back
 to end with it; the bytes it shares with the one before are computed twice, to the same values. Symbols must
 be at least `WIDTH` bytes: a branch for shorter ones inside the loop costs a third of the speed.
+
+A window may lie in stripes: with two of them in two parts that lie `gaps[0]` bytes apart, with four in two such pairs
+that lie `gaps[1]` apart, and so on. numba compiles a kernel for each number of gaps; with none a window is
+read in one.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from llvmlite import ir
@@ -20,13 +24,13 @@ from numba.core.datamodel import models
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_model
 
-__all__ = ["WIDTH", "has_affine", "run_affine", "run_horner", "sum_words"]
+__all__ = ["SHORTEST_STRIPE", "WIDTH", "Walk", "has_affine", "run_affine", "run_horner", "sum_words"]
 
 WIDTH = 256  # bytes in a window; LLVM splits it into the registers that the host has
-_LANES = 64  # bytes in the widest register with an affine instruction
+SHORTEST_STRIPE = 16  # bytes: the smallest register
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_WIDE = ir.VectorType(_I8, WIDTH)
+_WIDE, _LANE = ir.VectorType(_I8, WIDTH), ir.VectorType(_I8, 64)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -68,21 +72,47 @@ def _xor(typing: Any, a: Any, b: Any) -> Any:
     return _window(_window, _window), lambda context, builder, signature, args: builder.xor(*args)
 
 
+def _indices(start: int, count: int) -> Any:
+    return ir.Constant(ir.VectorType(_I32, count), list(range(start, start + count)))
+
+
+def _joined(builder: Any, parts: list[Any]) -> Any:
+    while len(parts) > 1:
+        both = _indices(0, 2 * parts[0].type.count)
+        parts = [builder.shuffle_vector(a, b, both) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _stripes(builder: Any, address: Any, gaps: Any, count: int) -> list[Any]:
+    """Pointers to the parts of the window at `address`, `gaps` a tuple of so many."""
+    places = [address]
+    for i in range(count):
+        gap = builder.extract_value(gaps, i)
+        places += [builder.add(place, gap) for place in places]
+    kind = ir.VectorType(_I8, WIDTH >> count)
+    return [builder.inttoptr(place, kind.as_pointer()) for place in places]
+
+
 @intrinsic
-def _load(typing: Any, address: Any) -> Any:
+def _load(typing: Any, address: Any, gaps: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.inttoptr(args[0], _WIDE.as_pointer()), align=1)
+        return _joined(
+            builder, [builder.load(part, align=1) for part in _stripes(builder, args[0], args[1], gaps.count)]
+        )
 
-    return _window(types.int64), generate
+    return _window(types.int64, gaps), generate
 
 
 @intrinsic
-def _store(typing: Any, address: Any, value: Any) -> Any:
+def _store(typing: Any, address: Any, gaps: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[1], builder.inttoptr(args[0], _WIDE.as_pointer()), align=1)
+        parts = _stripes(builder, args[0], args[1], gaps.count)
+        size = WIDTH // len(parts)
+        for i, part in enumerate(parts):
+            builder.store(builder.shuffle_vector(args[2], args[2], _indices(size * i, size)), part, align=1)
         return context.get_dummy_value()
 
-    return types.void(types.int64, _window), generate
+    return types.void(types.int64, gaps, _window), generate
 
 
 @intrinsic
@@ -122,42 +152,44 @@ def _double(typing: Any, value: Any) -> Any:
 @intrinsic
 def _affine(typing: Any, value: Any, matrix: Any) -> Any:
     """Multiply every byte, as a column of 8 bits, by an 8x8 bit matrix (GF2P8AFFINEQB)."""
-    part = ir.VectorType(_I8, _LANES)
-    quads = ir.VectorType(_I64, _LANES // 8)
-
-    def indices(start: int, count: int) -> Any:
-        return ir.Constant(ir.VectorType(_I32, count), list(range(start, start + count)))
+    quads = ir.VectorType(_I64, _LANE.count // 8)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(part, [part, part, _I8])
+        kind = ir.FunctionType(_LANE, [_LANE, _LANE, _I8])
         affine = builder.module.declare_intrinsic("llvm.x86.vgf2p8affineqb.512", (), kind)
         undefined = ir.Constant(quads, ir.Undefined)
         one = builder.insert_element(undefined, args[1], ir.Constant(_I32, 0))
-        every = ir.Constant(ir.VectorType(_I32, _LANES // 8), None)
-        matrix = builder.bitcast(builder.shuffle_vector(one, undefined, every), part)
-        pieces = [
-            builder.call(
-                affine,
-                [builder.shuffle_vector(args[0], args[0], indices(i, _LANES)), matrix, ir.Constant(_I8, 0)],
-            )
-            for i in range(0, WIDTH, _LANES)
+        every = ir.Constant(ir.VectorType(_I32, _LANE.count // 8), None)
+        matrix = builder.bitcast(builder.shuffle_vector(one, undefined, every), _LANE)
+        lanes = [
+            builder.shuffle_vector(args[0], args[0], _indices(i, _LANE.count)) for i in range(0, WIDTH, _LANE.count)
         ]
-        while len(pieces) > 1:
-            joined = indices(0, 2 * pieces[0].type.count)
-            pairs = zip(pieces[::2], pieces[1::2], strict=True)
-            pieces = [builder.shuffle_vector(low, high, joined) for low, high in pairs]
-        return pieces[0]
+        return _joined(builder, [builder.call(affine, [lane, matrix, ir.Constant(_I8, 0)]) for lane in lanes])
 
     return _window(_window, types.uint64), generate
 
 
+class Walk(NamedTuple):
+    """How a kernel goes through a slot's symbols, `apart` bytes from one's first to the next one's.
+
+    Through each in `steps` steps of `pitch` bytes, `window` of them at a time; what the module says of `gaps`.
+    """
+
+    rows: int
+    apart: int
+    steps: int
+    window: int
+    pitch: int
+    gaps: tuple[int, ...]
+
+
 @_jit
-def _locate(addresses: Any, bases: Any, strides: Any, slot: int, rows: int, size: int) -> None:
+def _locate(addresses: Any, bases: Any, strides: Any, slot: int, walk: Any) -> None:
     """Fill in the address of every symbol in one slot."""
     for position in range(bases.shape[0]):
         start = bases[position] + slot * strides[position]
-        for row in range(rows):
-            addresses[position * rows + row] = start + row * size
+        for row in range(walk.rows):
+            addresses[position * walk.rows + row] = start + row * walk.apart
 
 
 @_jit
@@ -165,27 +197,26 @@ def run_horner(
     bases: Any,
     strides: Any,
     slots: int,
-    size: int,
-    rows: int,
+    walk: Walk,
     targets: Any,
     tops: Any,
     planes: Any,
     sources: Any,
 ) -> None:
     """Run a `HornerProgram`: per bit, double the sum, then xor the sources whose coefficient has the bit."""
-    addresses = np.empty(bases.shape[0] * rows, np.int64)
+    addresses = np.empty(bases.shape[0] * walk.rows, np.int64)
     for slot in range(slots):
-        _locate(addresses, bases, strides, slot, rows, size)
-        for window in range(0, size, WIDTH):
-            at = min(window, size - WIDTH)
+        _locate(addresses, bases, strides, slot, walk)
+        for window in range(0, walk.steps, walk.window):
+            at = min(window, walk.steps - walk.window) * walk.pitch
             for step in range(targets.shape[0]):
                 total = _zero()
                 for bit in range(tops[step], -1, -1):
                     total = _double(total)
                     plane = step * 8 + bit
                     for term in range(planes[plane], planes[plane + 1]):
-                        total = _xor(total, _load(addresses[sources[term]] + at))
-                _store(addresses[targets[step]] + at, total)
+                        total = _xor(total, _load(addresses[sources[term]] + at, walk.gaps))
+                _store(addresses[targets[step]] + at, walk.gaps, total)
 
 
 @_jit
@@ -193,8 +224,7 @@ def run_affine(
     bases: Any,
     strides: Any,
     slots: int,
-    size: int,
-    rows: int,
+    walk: Walk,
     kinds: Any,
     targets: Any,
     starts: Any,
@@ -202,29 +232,29 @@ def run_affine(
     matrices: Any,
 ) -> None:
     """Run an `AffineProgram`; groups of two targets with the same sources load each source once."""
-    addresses = np.empty(bases.shape[0] * rows, np.int64)
+    addresses = np.empty(bases.shape[0] * walk.rows, np.int64)
     for slot in range(slots):
-        _locate(addresses, bases, strides, slot, rows, size)
-        for window in range(0, size, WIDTH):
-            at = min(window, size - WIDTH)
+        _locate(addresses, bases, strides, slot, walk)
+        for window in range(0, walk.steps, walk.window):
+            at = min(window, walk.steps - walk.window) * walk.pitch
             for group in range(kinds.shape[0]):
                 terms = range(starts[group], starts[group + 1])
                 first = _zero()
                 second = _zero()
                 if kinds[group] == 0:
                     for term in terms:
-                        first = _xor(first, _load(addresses[sources[term]] + at))
+                        first = _xor(first, _load(addresses[sources[term]] + at, walk.gaps))
                 elif kinds[group] == 1:
                     for term in terms:
-                        value = _load(addresses[sources[term]] + at)
+                        value = _load(addresses[sources[term]] + at, walk.gaps)
                         first = _xor(first, _affine(value, matrices[term, 0]))
                 else:
                     for term in terms:
-                        value = _load(addresses[sources[term]] + at)
+                        value = _load(addresses[sources[term]] + at, walk.gaps)
                         first = _xor(first, _affine(value, matrices[term, 0]))
                         second = _xor(second, _affine(value, matrices[term, 1]))
-                    _store(addresses[targets[group, 1]] + at, second)
-                _store(addresses[targets[group, 0]] + at, first)
+                    _store(addresses[targets[group, 1]] + at, walk.gaps, second)
+                _store(addresses[targets[group, 0]] + at, walk.gaps, first)
 
 
 @_jit

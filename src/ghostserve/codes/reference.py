@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ghostserve.codes.base import Code, Plan
+from ghostserve.codes.base import Code, Plan, stripe_bytes
 from ghostserve.codes.gf256 import POLYNOMIAL, mul_table
 from ghostserve.errors import UnsupportedCodeError
 
@@ -22,7 +22,7 @@ def run_reference(plan: Plan, inputs: Sequence[Bytes]) -> list[Bytes]:
     """Run `plan` over its inputs, each uint8 (S, B); returns its outputs, each uint8 (S, B)."""
     slots, slot_bytes = inputs[0].shape if inputs else (0, plan.rows)
     table = mul_table()
-    symbols = [part for shard in inputs for part in np.split(shard, plan.rows, axis=1)]
+    symbols = [symbol for shard in inputs for symbol in _symbols(shard, plan.rows)]
     width = slot_bytes // plan.rows
     symbols += [np.zeros((slots, width), np.uint8) for _ in range(len(plan.outputs) * plan.rows)]
     for step in plan.steps:
@@ -31,7 +31,7 @@ def run_reference(plan: Plan, inputs: Sequence[Bytes]) -> list[Bytes]:
             total ^= table[coefficient][symbols[source]]
         symbols[step.target] = total
     first = len(inputs) * plan.rows
-    return [np.concatenate(symbols[at : at + plan.rows], axis=1) for at in range(first, len(symbols), plan.rows)]
+    return [_shard(symbols[at : at + plan.rows]) for at in range(first, len(symbols), plan.rows)]
 
 
 def naive_parity(code: Code, data: Sequence[Bytes]) -> list[Bytes]:
@@ -74,14 +74,29 @@ def rdp_parity(data: Sequence[Bytes]) -> list[Bytes]:
     slots, slot_bytes = data[0].shape
     array = np.zeros((p - 1, p, slots, slot_bytes // (p - 1)), np.uint8)
     for column, shard in enumerate(data):
-        array[:, column] = np.stack(np.split(shard, p - 1, axis=1))
+        array[:, column] = np.stack(_symbols(shard, p - 1))
     for row in range(p - 1):
         array[row, p - 1] = np.bitwise_xor.reduce(array[row, : p - 1], axis=0)
     diagonals = np.zeros((p, *array.shape[2:]), np.uint8)
     for row in range(p - 1):
         for column in range(p):
             diagonals[(row + column) % p] ^= array[row, column]
-    return [np.concatenate(list(array[:, p - 1]), axis=1), np.concatenate(list(diagonals[: p - 1]), axis=1)]
+    return [_shard(list(array[:, p - 1])), _shard(list(diagonals[: p - 1]))]
+
+
+def _symbols(shard: Bytes, rows: int) -> list[Bytes]:
+    """The symbols of a shard's slots, uint8 (S, B): `rows` of uint8 (S, B / rows)."""
+    slots, slot_bytes = shard.shape
+    stripe = stripe_bytes(slot_bytes, rows)
+    stretches = shard.reshape(slots, slot_bytes // (rows * stripe), rows, stripe)
+    return [stretches[:, :, row].reshape(slots, slot_bytes // rows) for row in range(rows)]
+
+
+def _shard(symbols: list[Bytes]) -> Bytes:
+    """What `_symbols` took apart."""
+    rows, (slots, width) = len(symbols), symbols[0].shape
+    stripe = stripe_bytes(rows * width, rows)
+    return np.stack([s.reshape(slots, width // stripe, stripe) for s in symbols], axis=2).reshape(slots, rows * width)
 
 
 def _peasant_mul(a: int, b: int) -> int:

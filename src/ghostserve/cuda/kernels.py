@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from ghostserve.codes.base import Plan
+from ghostserve.codes.base import LONGEST_STRIPE, Plan
 from ghostserve.codes.checksum import weights
 from ghostserve.cuda import primitives, row_diagonal
 from ghostserve.cuda.lowering import lower, simplest
@@ -39,7 +39,7 @@ class Tile:
     words: int = 512
     warps: int = 4
     deepest: int = 4
-    symbol_words: int = 32
+    symbol_words: int = LONGEST_STRIPE // WORD
     registers: int | None = None
 
     def words_of(self, symbols: int) -> int:
@@ -55,7 +55,7 @@ class Tile:
         registers = self.registers
         # Left to itself the compiler takes more than it needs. Many inputs side by side do need them: no limit there.
         if registers is None and plan.rows > 1:
-            registers = 128
+            registers = 96
         elif registers is None and len(plan.inputs) <= 10:
             # A rebuild's coefficients are anything, an encode's first parity shard is a plain sum: it overlaps more.
             encodes = max(plan.inputs) < min(plan.outputs)
@@ -150,7 +150,7 @@ class Bound:
         if program.addressing.common:
             distances = distances[paged.index(True) :][:1] if any(paged) else distances[:0]
         strides = [shard.row_stride if isinstance(shard, FlatShard) else 0 for shard in shards]
-        self._step = _step(found[paged.index(True)], program.symbols) or 0 if any(paged) else 0
+        self._step = _runs(units, found[paged.index(True)], program.symbols)[1] or 0 if any(paged) else 0
         self._bases = _words(found[:, 0] - kernels.anchor.data_ptr(), device)
         self._strides = _words(np.array(strides, dtype=np.int64), device)
         self._table = _words(np.concatenate([distances, [units.block_stride], [units.slot_stride]]), device)
@@ -169,6 +169,7 @@ class Bound:
         self._no_sums = torch.zeros(1, dtype=torch.int64, device=device)
         self._constants = {
             "SYMBOLS": program.symbols,
+            "PER": units.per_stripe,
             "SLOTS": self._slots,
             "WORDS": self._unit_words,
             "GROUP": self._group,
@@ -240,18 +241,32 @@ def _addressing(units: Units, shards: Sequence[Shard], symbols: int) -> Addressi
     paged = [shard for shard in shards if isinstance(shard, PagedShard)]
     found = [units.addresses(shard) for shard in paged]
     common = all(np.array_equal(each - each[0], found[0] - found[0][0]) for each in found)
-    even = common and units.uniform and bool(found) and _step(found[0], symbols) is not None
-    return Addressing(tuple(isinstance(shard, PagedShard) for shard in shards), common, units.uniform, even)
+    kinds = tuple(isinstance(shard, PagedShard) for shard in shards)
+    if symbols == 1 or not found:
+        return Addressing(kinds, common, units.uniform)
+    runs = [_runs(units, each, symbols) for each in found]
+    even = common and units.uniform and runs[0][1] is not None
+    return Addressing(kinds, common, units.uniform, min(run for run, _ in runs), even)
 
 
 def _visits(plan: Plan, paged: tuple[bool, ...]) -> NDArray[np.int32]:
     return np.zeros(1, np.int32) if plan.array is None or plan.rows == 1 else row_diagonal.visits(plan, paged)
 
 
-def _step(addresses: NDArray[np.int64], symbols: int) -> int | None:
-    """Words from each symbol's units to the next one's, if that is always the same; None for a single symbol."""
-    steps = np.diff(addresses.reshape(symbols, -1), axis=0)
-    return int(steps[0, 0]) // WORD if symbols > 1 and (steps == steps[0, 0]).all() else None
+def _runs(units: Units, addresses: NDArray[np.int64], symbols: int) -> tuple[int, int | None]:
+    """How many symbols, a power of two, always lie side by side; words from one run of them to the next, if constant.
+
+    `addresses`: of each unit, of a paged shard. A step of 0 where all symbols are one run.
+    """
+    stripes = addresses.reshape(-1, symbols, units.per_stripe)
+    joined = np.diff(stripes, axis=1) == units.nbytes * units.per_stripe
+    run = 1
+    while run < symbols and joined[:, np.arange(symbols - 1) % (2 * run) != 2 * run - 1].all():
+        run *= 2
+    steps = np.diff(stripes[:, ::run], axis=1)
+    if not steps.size:
+        return run, 0
+    return run, int(steps[0, 0, 0]) // WORD if (steps == steps[0, 0, 0]).all() else None
 
 
 @lru_cache(maxsize=512)

@@ -75,7 +75,7 @@ class _Kernel:
     def read(self) -> None:
         """Add up all that is there."""
         writer = self._writer
-        writer.begin_symbols(self._plan.rows)
+        writer.begin_symbols()
         for r in self._rows:
             writer.add(f"row{r} = tl.zeros([SLOTS, WORDS], tl.uint32)")
         writer.add(f"e{self._prime - 1} = tl.zeros([SLOTS, WORDS], tl.uint32)")
@@ -103,16 +103,15 @@ class _Kernel:
             writer.add(f"p = tl.load(visits + {visit})", "there = (live & (tl.broadcast_to(p, [SLOTS]) >= 0))[:, None]")
             writer.find("tl.maximum(p, 0)", paged=paged)
             for r in self._rows:
-                writer.add(f"next{r} = {writer.load_symbol(r, mask='there')}")
+                # What is fetched behind the last one is never looked at.
+                writer.add(f"x{r} = {writer.load_symbol(r, mask='there', zeros=-1 in group)}")
 
         fetch(str(first))
         with writer.loop(f"for visit in range({first}, {first + len(group)})"):
             for r in self._rows:
-                writer.add(f"x{r} = next{r}")
-            fetch("visit + 1")
-            for r in self._rows:
                 writer.add(f"row{r} ^= x{r}", f"e{r} ^= x{r}")
             self._hash("tl.load(visits + visit)", "x")
+            fetch("visit + 1")
             writer.add("turned = e0", *(f"e{j} = e{j + 1}" for j in range(self._prime - 1)))
             writer.add(f"e{self._prime - 1} = turned")
         after = place + len(group)

@@ -8,6 +8,7 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
+from ghostserve.codes.base import stripe_bytes
 from ghostserve.errors import UnsupportedCodeError
 from ghostserve.parity.geometry import CacheLayout
 from ghostserve.parity.ranges import SlotRange, slot_numbers
@@ -45,9 +46,10 @@ class FlatShard:
 
 
 class Units:
-    """A slot's bytes cut into units of `nbytes`, a power of two, none across two segments or two symbols of the code.
+    """A slot's bytes cut into units of `nbytes`, a power of two, none across two segments or two stripes of the code.
 
-    `count` units a slot; the kernels' tables have one entry a unit.
+    `count` units a slot, `per_stripe` in a stripe of a code with several symbols; the kernels' tables have one entry a
+    unit.
     """
 
     def __init__(self, layout: CacheLayout, rows: int, largest: int = MAX_UNIT_BYTES) -> None:
@@ -59,7 +61,8 @@ class Units:
         strides = [s for g in layout.segments for s in (g.block_stride, g.slot_stride)]
         if slot_bytes % rows:
             raise UnsupportedCodeError(f"slots of {slot_bytes} bytes can't be cut into {rows} symbols")
-        common = reduce(gcd, sizes, slot_bytes // rows)
+        stripe = stripe_bytes(slot_bytes, rows)
+        common = reduce(gcd, sizes, stripe)
         self.nbytes = min(common & -common, largest)
         if self.nbytes < ALIGNMENT or any(stride % ALIGNMENT for stride in strides):
             raise UnsupportedCodeError(
@@ -68,6 +71,7 @@ class Units:
                 f" strides are {sorted(set(strides))}"
             )
         self.count = slot_bytes // self.nbytes
+        self.per_stripe = 1 if rows == 1 else stripe // self.nbytes
         per_segment = [size // self.nbytes for size in sizes]
         self.segment = np.repeat(np.arange(len(sizes)), per_segment)
         """int64 (count,): the segment of each unit."""

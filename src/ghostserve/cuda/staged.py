@@ -79,7 +79,7 @@ class StagedDataPath:
         self._runtime, self._store, self._code = runtime, store, code
         self._layout, self._shard_map, self._mirrors = layout, shard_map, mirrors
         self._backend = make_backend() if backend is None else backend
-        self._backend.warm_up()
+        self._backend.warm_up(rows=code.rows, slot_bytes=layout.slot_bytes)
         paging.warm_up()
         self._progress = [m.array[self.mirror_bytes(layout) - PAGE :][:8].view(np.uint32) for m in mirrors]
         self._connection: _Connection | None = None

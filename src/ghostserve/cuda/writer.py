@@ -9,11 +9,13 @@ from ghostserve.codes.checksum import SEED
 
 __all__ = ["Addressing", "KernelWriter"]
 
-# SLOTS slots are worked on at a time, a column of units of each: WORDS words of every symbol.
+_FEW = 4  # runs: eight registers
+
+# SLOTS slots are worked on at a time, a column of units of each: WORDS words of every symbol. A stripe has PER units.
 _HEAD = """\
 @triton.jit(do_not_specialize=["count", "columns", "per_tile", "step"])
 def run_plan(anchor, bases, strides, table, visits, index, weights, sums, count, columns, per_tile, step,
-             SYMBOLS: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr):
+             SYMBOLS: tl.constexpr, PER: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr):
     words = tl.arange(0, WORDS)
     units = columns * SYMBOLS
     column_tiles = tl.cdiv(columns, per_tile)
@@ -34,13 +36,16 @@ class Addressing:
     """How a kernel finds a unit; the special cases spare it look-ups in its table.
 
     `paged[p]`: is the shard at position p paged, or flat (token-major)? `common`: in all paged shards the units lie at
-    the same distances from each other. `uniform`: all units have the same block and slot strides. `even`: both, and it
-    is always as far from a symbol's units to those of the next one, which is the kernel's argument `step`.
+    the same distances from each other. `uniform`: all units have the same block and slot strides.
+
+    For codes with several symbols a slot: so many symbols, a `run`, always lie side by side in a paged shard. `even`:
+    `common` and `uniform`, and it is always as far from one run to the next, which is the kernel's argument `step`.
     """
 
     paged: tuple[bool, ...]
     common: bool
     uniform: bool
+    run: int = 1
     even: bool = False
 
 
@@ -62,6 +67,7 @@ class KernelWriter:
         self.num_inputs = len(plan.inputs)
         self._one_symbol = plan.rows == 1
         self._width = 1 << (self.positions - 1).bit_length()
+        self._rows = plan.rows
         self._twins: dict[int, int] = {}
         self._lines: list[str] = []
         self._indent = ""
@@ -111,25 +117,25 @@ class KernelWriter:
 
     # ---- several symbols a slot
 
-    def begin_symbols(self, count: int) -> None:
-        """Symbol r's unit in this column, and its weights."""
-        even = self.addressing.even
-        for r in range(count):
-            self.add(f"unit{r} = {r} * columns + column")
-            if self.checksums:
-                self.add(f"m{r} = tl.load(weights + unit{r} * WORDS + words[None, :])")
-        if even:
-            self.add("apart = tl.load(table + column)")
+    def begin_symbols(self) -> None:
+        """The first symbol's unit in this column; of every symbol its weights."""
+        self.add("unit0 = (column // PER) * (SYMBOLS * PER) + column % PER")
+        if self.checksums:
+            self.add("mine = weights + unit0 * WORDS + words[None, :]")
+            self.add(*(f"m{r} = tl.load(mine + {r} * PER * WORDS)" for r in range(self._rows)))
+        if self._few_runs:
+            runs = 1 if self.addressing.even else self._rows // self.addressing.run
+            self.add(*(f"apart{k} = tl.load(table + unit0 + {k * self.addressing.run} * PER)" for k in range(runs)))
 
     def find(self, position: str, *, paged: bool) -> None:
         """From here on symbols are those of the shard at `position`, an expression; `paged`: its kind."""
         self._paged = paged
-        base = self._base("q", paged=paged)
-        self.add(f"q = {position}", f"base = {base}" + (" + apart" if paged and self.addressing.even else ""))
+        self.add(f"q = {position}", f"base = {self._base('q', paged=paged)}")
 
-    def load_symbol(self, symbol: int, *, mask: str = "") -> str:
-        """An expression: symbol `symbol`, or zeros where the expression `mask`, (SLOTS, 1), is false."""
-        return f"tl.load({self._symbol_at(symbol)}{f', mask={mask}, other=0' if mask else ''})"
+    def load_symbol(self, symbol: int, *, mask: str = "", zeros: bool = False) -> str:
+        """An expression: symbol `symbol`; where the expression `mask`, (SLOTS, 1), is false, zeros or anything."""
+        options = (f", mask={mask}" if mask else "") + (", other=0" if zeros else "")
+        return f"tl.load({self._symbol_at(symbol)}{options})"
 
     def store_symbol(self, symbol: int, value: str) -> str:
         """A statement."""
@@ -187,17 +193,35 @@ class KernelWriter:
         return "anchor + at[:, None] + words[None, :]"
 
     def _symbol_at(self, symbol: int) -> str:
-        unit, how = f"unit{symbol}", self.addressing
+        """Where symbol `symbol` is. To be asked for one after the other: each run's pointer serves all its symbols."""
+        run = self.addressing.run if self._paged else self._rows
+        if symbol % run == 0:
+            self._turn_to_run(symbol)
+        return f"at + {symbol % run} * PER * WORDS"
+
+    def _turn_to_run(self, first: int) -> None:
+        how, unit = self.addressing, f"unit0 + {first} * PER"
+        if self._paged and how.even and first:
+            # From the first one on: the compiler spills where each comes from the one before.
+            self.add(f"at = head + {first // how.run} * step")
+            return
         if not self._paged:
-            parts = [f"{unit} * WORDS"]
-        elif how.even:
-            parts = [f"{symbol} * step"]
+            parts = ["unit0 * WORDS"]
+        elif self._few_runs:
+            parts = [f"apart{first // how.run}"]
         else:
             parts = [f"tl.load(table + {'' if how.common else 'q * units + '}{unit})"]
             if not how.uniform:
                 parts.append(self._slots_at(unit))
-        self.add(f"at = tl.multiple_of(base + {' + '.join(parts)}, 4)")
-        return "anchor + at[:, None] + words[None, :]"
+        self.add(f"at = anchor + (base + {' + '.join(parts)})[:, None] + words[None, :]")
+        if self._paged and how.even:
+            self.add("head = at")
+
+    @property
+    def _few_runs(self) -> bool:
+        """Is there room to keep where a column's runs are, for all shards?"""
+        how = self.addressing
+        return how.common and how.uniform and (how.even or self._rows // how.run <= _FEW)
 
     def _hash(self, position: int, value: str, place: str) -> None:
         if self.checksums:

@@ -72,7 +72,7 @@ class HostDataPath:
         self._store, self._code, self._arenas = store, code, arenas
         self._layout, self._shard_map = layout, shard_map
         self._backend = make_backend() if backend is None else backend
-        self._backend.warm_up()
+        self._backend.warm_up(rows=code.rows, slot_bytes=layout.slot_bytes)
         paging.warm_up()
 
     def encode(

@@ -14,7 +14,7 @@ from ghostserve.parity.geometry import StoreGeometry
 __all__ = ["EPOCH", "WORDS", "check_header", "write_header"]
 
 MAGIC = int.from_bytes(b"GHOSTPAR", "little")
-VERSION = 2
+VERSION = 3
 EPOCH = 2 + len(fields(StoreGeometry))
 WORDS = EPOCH + 1
 

@@ -167,6 +167,7 @@ class HostMemory(RankMemory):
         return arenas
 
     def _connect(self, store: ParityStore, code: Code, shard_map: ShardMap, arenas: Sequence[Any]) -> None:
+        self._backend.warm_up(rows=code.rows, slot_bytes=self.layout.slot_bytes)
         self._parts = {
             "store": store,
             "code": code,
