@@ -2,8 +2,9 @@
 
 A thread keeps the sums of all rows and diagonals of its few bytes in registers, and visits the shards in the order of
 their columns. Diagonals are registers that turn by one place after each visit, so a loop has the same body for every
-column; while it adds one shard up, the next one's loads are under way. The row parity, column p - 1, is as good as
-column -1: it comes first. Two lost columns come out of the sums by the paper's zig-zag, a chain of xors.
+column. The next shard's loads go to the registers of the one that was just added up: few registers, so many warps,
+which wait for memory in turns. The row parity, column p - 1, is as good as column -1: it comes first. Two lost columns
+come out of the sums by the paper's zig-zag, a chain of xors.
 """
 
 from itertools import groupby
