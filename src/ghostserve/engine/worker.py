@@ -7,6 +7,7 @@ worker that waits in a collective still answers a ping), and the checkpointer fl
 import os
 import queue
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -35,6 +36,10 @@ __all__ = ["Worker", "main"]
 
 _DRAIN_SECONDS = 30.0
 _STANDBY_SECONDS = 1.0
+
+
+_SWITCH_INTERVAL = 0.0005
+"""Seconds."""
 
 
 class Worker:
@@ -336,6 +341,8 @@ def main(channel: socket.socket, argument: bytes, descriptors: Sequence[int]) ->
     `argument`: a `WorkerConfig`, as msgpack. `descriptors`: what it names, under this process's numbers.
     """
     config = msgspec.msgpack.decode(argument, type=WorkerConfig).received(descriptors)
+    # A step that waits for the interpreter while a flush has it waits so long at most; Python's own is ten times that.
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     link: Channel[msg.ToWorker] = Channel(channel, msg.ToWorker)
     try:
         Worker(config, link).run()
