@@ -36,10 +36,7 @@ __all__ = ["Worker", "main"]
 
 _DRAIN_SECONDS = 30.0
 _STANDBY_SECONDS = 1.0
-
-
-_SWITCH_INTERVAL = 0.0005
-"""Seconds."""
+_SWITCH_SECONDS = 0.0005
 
 
 class Worker:
@@ -342,7 +339,7 @@ def main(channel: socket.socket, argument: bytes, descriptors: Sequence[int]) ->
     """
     config = msgspec.msgpack.decode(argument, type=WorkerConfig).received(descriptors)
     # A step that waits for the interpreter while a flush has it waits so long at most; Python's own is ten times that.
-    sys.setswitchinterval(_SWITCH_INTERVAL)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     link: Channel[msg.ToWorker] = Channel(channel, msg.ToWorker)
     try:
         Worker(config, link).run()

@@ -111,11 +111,11 @@ class _Rebuilds:
     def __init__(self, world: World, path: CudaDataPath, scale: RebuildScale, say: Callable[[str], None]) -> None:
         self.world, self.path, self.scale, self.say = world, path, scale, say
         count, size = scale.shape.blocks(scale.tokens), world.shape.block_size
-        everything = np.arange(world.layout.num_blocks)
-        places = np.random.default_rng(6).permutation(everything)[:count]
+        self.everything = [SlotRange(block, 1, block, 0, size) for block in range(world.layout.num_blocks)]
+        places = np.random.default_rng(6).permutation(len(self.everything))[:count]
         self.orders = {
-            name: [SlotRange(block, 1, block, 0, size) for block in blocks.tolist()]
-            for name, blocks in {"all": everything, "in order": everything[:count], "scattered": places}.items()
+            "in order": self.everything[:count],
+            "scattered": [self.everything[place] for place in places],
         }
         self.stream = world.runtime.stream()
         self.clock = Clock(world.runtime.device)
@@ -123,7 +123,7 @@ class _Rebuilds:
     def figures(self, cases: Sequence[tuple[int, ...]], backend: CpuBackend) -> list[RebuildFigure]:
         world = self.world
         self.say(f"{world.code}: encoding {self.scale.tokens:,} tokens")
-        everything = self.orders.pop("all")
+        everything = self.everything
         for first in range(0, len(everything), _CHUNK_BLOCKS):
             self.path.encode(_EPOCH, everything[first : first + _CHUNK_BLOCKS], None, lambda stage: None)
         world.check(everything, backend, samples=self.scale.samples)
