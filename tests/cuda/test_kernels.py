@@ -8,8 +8,8 @@ import torch
 from kernel_cases import PARTS, SINGLES, WHOLE, Case, head_major, token_major, uneven
 
 from ghostserve.codes import make_code
-from ghostserve.cuda.kernels import Kernels, Tile
-from ghostserve.cuda.shards import FlatShard, PagedShard
+from ghostserve.cuda.kernels import Kernels, Tile, _addressing
+from ghostserve.cuda.shards import FlatShard, PagedShard, Units
 from ghostserve.errors import UnsupportedCodeError
 from ghostserve.parity.geometry import CacheLayout, Segment
 from ghostserve.parity.ranges import SlotRange
@@ -95,6 +95,14 @@ def test_rows_anywhere(device):
         code = make_code("rdp", 6)
         assert case.encode(code, [SlotRange(2, 0, 0, 0, 2)]).right
         assert case.rebuild(code, (1, 4), [SlotRange(2, 0, 0, 0, 2)]).right
+
+
+@pytest.mark.parametrize(("blocks", "even"), [(4096, True), (1 << 20, False)])
+def test_steps_that_32_bits_can_not_hold_are_looked_up(blocks, even):
+    """The last run of a stretch lies 15 segments behind the first, 30 GiB in the second case: addresses only, no memory."""
+    layout = token_major(128, layers=8, blocks=blocks)
+    shard = PagedShard.of_arena(layout, 0)
+    assert _addressing(Units(layout, 16), [shard, shard], 16).even == even
 
 
 @pytest.mark.parametrize("words", [16, 256, 2048])

@@ -256,7 +256,8 @@ def _visits(plan: Plan, paged: tuple[bool, ...]) -> NDArray[np.int32]:
 def _runs(units: Units, addresses: NDArray[np.int64], symbols: int) -> tuple[int, int | None]:
     """How many symbols, a power of two, always lie side by side; words from one run of them to the next, if constant.
 
-    `addresses`: of each unit, of a paged shard. A step of 0 where all symbols are one run.
+    `addresses`: of each unit, of a paged shard. A step of 0 where all symbols are one run; None also where kernels,
+    which multiply it in 32 bits, would overflow.
     """
     stripes = addresses.reshape(-1, symbols, units.per_stripe)
     joined = np.diff(stripes, axis=1) == units.nbytes * units.per_stripe
@@ -266,7 +267,8 @@ def _runs(units: Units, addresses: NDArray[np.int64], symbols: int) -> tuple[int
     steps = np.diff(stripes[:, ::run], axis=1)
     if not steps.size:
         return run, 0
-    return run, int(steps[0, 0, 0]) // WORD if (steps == steps[0, 0, 0]).all() else None
+    step, farthest = int(steps[0, 0, 0]) // WORD, (symbols // run - 1) * abs(int(steps[0, 0, 0])) // WORD
+    return run, step if (steps == steps[0, 0, 0]).all() and farthest < 1 << 31 else None
 
 
 @lru_cache(maxsize=512)
