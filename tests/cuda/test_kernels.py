@@ -99,7 +99,7 @@ def test_rows_anywhere(device):
 
 @pytest.mark.parametrize(("blocks", "even"), [(4096, True), (1 << 20, False)])
 def test_steps_that_32_bits_can_not_hold_are_looked_up(blocks, even):
-    """The last run of a stretch lies 15 segments behind the first, 30 GiB in the second case: addresses only, no memory."""
+    """The last run of a stretch lies 15 segments behind the first, 30 GiB in the second case. No memory is taken."""
     layout = token_major(128, layers=8, blocks=blocks)
     shard = PagedShard.of_arena(layout, 0)
     assert _addressing(Units(layout, 16), [shard, shard], 16).even == even
