@@ -55,7 +55,16 @@ def test_killed_while_all_decode(server: VllmServer, rank: int) -> None:
     scene.assert_rebuilt(rank)
 
 
-def test_killed_twice_in_a_row(server: VllmServer) -> None:
+@pytest.fixture(scope="module")
+def owned(server: VllmServer) -> dict[str, int]:
+    """What the server has after its first kills: what comes with a first time is there."""
+    server.wait_recovered(0)
+    server.wait_standbys(1)
+    assert server.status().recoveries
+    return server.possessions()
+
+
+def test_killed_twice_in_a_row(server: VllmServer, owned: dict[str, int]) -> None:
     """The second time without a pause: as soon as the first recovery is over."""
     scene = Scene(server)
     scene.streams.start(tokens=200)
@@ -189,6 +198,12 @@ def test_the_other_one_is_killed_during_a_recovery(server: VllmServer) -> None:
     scene.finish()
     assert sum(record.recomputed_requests for record in scene.recoveries) == len(scene.streams.all)
     assert "8 requests are computed again from their tokens" in server.log.read_text()
+
+
+def test_nothing_has_gathered(server: VllmServer, owned: dict[str, int]) -> None:
+    server.wait_recovered(10)
+    server.wait_standbys(1)
+    server.until(lambda: server.possessions() == owned, f"had {owned}, and never again", patience=10)
 
 
 def test_the_whole_life_is_what_an_undisturbed_one_would_have_been(server: VllmServer) -> None:

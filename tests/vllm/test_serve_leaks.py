@@ -1,4 +1,7 @@
-"""Ranks of one server die, one after the other, and nothing gathers: processes, memory, files, descriptors."""
+"""Ranks of one server die, one after the other, and nothing gathers: processes, memory, files, descriptors.
+
+`test_serve_kills.py` looks at that too, over its own dozen of kills.
+"""
 
 from pathlib import Path
 
@@ -9,13 +12,12 @@ pytest.importorskip("vllm")
 from life import Scene
 from vllm_server import VllmServer
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.slow)])
-def test_kills_leave_nothing_behind(llama: Path, tmp_path: Path, kills: int) -> None:
+def test_twenty_kills_leave_nothing_behind(llama: Path, tmp_path: Path) -> None:
     with VllmServer(llama, tmp_path) as server:
-        for number in range(kills):
+        for number in range(20):
             scene = Scene(server)
             scene.streams.start([40] * 4, tokens=20)
             scene.streams.when_all_have(2)
