@@ -43,15 +43,15 @@ def draw_panels(path: Path, title: str, panels: Sequence[Panel], columns: int = 
         if panel.log:
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max(y for points in panel.series.values() for _, y in points) or None)
         axes.set_xticks(sorted({x for points in panel.series.values() for x, _ in points}))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_title(panel.title, fontsize=9)
         axes.set_xlabel(panel.x, fontsize=8)
         axes.set_ylabel(panel.y, fontsize=8)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, which="both")
         axes.grid(alpha=0.25, linewidth=0.5)
     figure.suptitle(title, fontsize=10)
     figure.legend(
