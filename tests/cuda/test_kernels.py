@@ -43,7 +43,7 @@ def test_rebuild_of_one_of_two_lost_shards(device):
     [
         token_major(64),
         token_major(512, layers=1),
-        token_major(8192, layers=1, blocks=3, block_size=4),
+        token_major(8192, layers=1, blocks=3, block_size=3),
         token_major(96, layers=1),
         head_major(64),
         head_major(256, heads=4),
