@@ -15,6 +15,8 @@ from ghostserve.recovery.hybrid import Policy
 __all__ = ["POLICIES", "RefillFigure", "bench_hybrid"]
 
 POLICIES: tuple[Policy, ...] = ("rebuild", "recompute", "hybrid")
+_SITTING = 2
+"""Rounds after which all engines are started anew: equal ones differ by a third, for as long as they live."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,28 @@ def bench_hybrid(
     computed from its tokens.
     """
     killed: dict[tuple[Policy, int], list[Killed]] = {(p, c): [] for p in POLICIES for c in contexts}
+    for first in range(0, rounds, _SITTING):
+        turns = range(first, min(first + _SITTING, rounds))
+        for policy, context, kill in _sitting(config, parity, contexts, turns, rounds, progress, warm=warm):
+            killed[policy, context].append(kill)
+    return [_figure(policy, context, found) for (policy, context), found in killed.items()]
+
+
+def _sitting(
+    config: EngineConfig,
+    parity: str,
+    contexts: Sequence[int],
+    turns: range,
+    rounds: int,
+    progress: Callable[[str], None],
+    *,
+    warm: bool,
+) -> list[tuple[Policy, int, Killed]]:
+    """The rounds `turns` of `rounds`, on engines of their own."""
+    found: list[tuple[Policy, int, Killed]] = []
     with ExitStack() as stack:
         lanes: dict[Policy, Lane] = {}
-        for policy in POLICIES:
+        for policy in _turned(turns.start // _SITTING):
             progress(f"{policy}: starting")
             lanes[policy] = stack.enter_context(Lane(Way(policy, "parity", parity, policy), config))
         # Before any counts: they teach the rates. The first recovery of an engine is slower than all others.
@@ -59,17 +80,22 @@ def bench_hybrid(
                 progress(f"{policy}: warm-up with {context} tokens")
                 _kill(lanes, policy, context)
         for context in contexts:
-            for number in range(rounds):
-                shift = number % len(POLICIES)
-                for policy in (*POLICIES[shift:], *POLICIES[:shift]):
+            for number in turns:
+                for policy in _turned(number):
                     progress(f"{policy}: {context} tokens, kill {number + 1} of {rounds}")
-                    killed[policy, context].append(_kill(lanes, policy, context))
+                    found.append((policy, context, _kill(lanes, policy, context)))
     engine = lanes[POLICIES[0]].engine
     with Undisturbed(engine.spec, engine.placement) as oracle:
         for policy, lane in lanes.items():
             progress(f"{policy}: comparing with the undisturbed run")
             lane.verify(oracle)
-    return [_figure(policy, context, found) for (policy, context), found in killed.items()]
+    return found
+
+
+def _turned(number: int) -> tuple[Policy, ...]:
+    """Who comes first changes."""
+    shift = number % len(POLICIES)
+    return (*POLICIES[shift:], *POLICIES[:shift])
 
 
 def _kill(lanes: Mapping[Policy, Lane], policy: Policy, context: int) -> Killed:
