@@ -260,11 +260,14 @@ def test_pictures(tmp_path):
 
 @pytest.mark.slow
 def test_hybrid_and_its_two_parts(config):
-    figures = bench_hybrid(config, "rs:1", (64,), rounds=1, progress=quietly, warm=False)
+    said: list[str] = []
+    figures = bench_hybrid(config, "rs:1", (64,), rounds=3, progress=said.append, warm=False)
+    assert sum("starting" in text for text in said) == 2 * len(POLICIES), "engines are started anew after two rounds"
     assert [(f.policy, f.context) for f in figures] == [(policy, 64) for policy in POLICIES]
     by_policy = {f.policy: f for f in figures}
     assert by_policy["rebuild"].recomputed_slots == 0
     assert by_policy["recompute"].recomputed_slots + by_policy["recompute"].rejected_slots >= 64
     for f in figures:
         assert f.seconds.low > 0
+        assert f.seconds.samples == 3
         assert f.plan
