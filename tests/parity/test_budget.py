@@ -89,12 +89,19 @@ def test_impossible_budgets_are_refused(numbers):
         ParityBudget(*numbers)
 
 
+class NaiveBudget(ParityBudget):
+    """Counts every request anew in every step."""
+
+    def _grow(self, claim, blocks):
+        return False
+
+
 class Budgets(RuleBasedStateMachine):
     """No two cache blocks share a parity block, and none that may still be written is handed out."""
 
     def __init__(self):
         super().__init__()
-        self.budget = ParityBudget(5, num_blocks=1000)
+        self.budget, self.naive = ParityBudget(5, num_blocks=1000), NaiveBudget(5, num_blocks=1000)
         self.step, self.watermark, self.next_block = 0, -1, 0
         self.requests = {}
         self.resting = {}  # parity block -> last step that may write it
@@ -116,7 +123,9 @@ class Budgets(RuleBasedStateMachine):
         mine = self.requests.setdefault(name, [])
         mine += range(self.next_block, self.next_block + blocks)
         self.next_block += blocks
-        answer = self.budget.assign(name, mine, 16 * len(mine), self.step)
+        tokens = 16 * len(mine)
+        answer = self.budget.assign(name, mine, tokens, self.step)
+        assert answer == self.naive.assign(name, mine, tokens, self.step)
         self.observe(self.step - 1)
         assert answer.protected == all(b in self.places for b in mine)
         self.step += 1
@@ -127,12 +136,21 @@ class Budgets(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.requests)))
         del self.requests[name]
         self.budget.release(name, self.step - 1)
+        self.naive.release(name, self.step - 1)
         self.observe(self.step - 1)
 
     @rule(ahead=st.integers(0, 3))
     def commit(self, ahead):
         self.watermark = min(self.watermark + ahead, self.step - 1)
         self.budget.reclaim(self.watermark)
+        self.naive.reclaim(self.watermark)
+
+    @invariant()
+    def the_short_way_leads_to_the_same(self):
+        for block in range(self.next_block):
+            assert self.budget.parity_block(block) == self.naive.parity_block(block)
+        assert self.budget.protected_tokens == self.naive.protected_tokens
+        assert self.budget.unprotected_tokens == self.naive.unprotected_tokens
 
     @invariant()
     def places_are_distinct(self):

@@ -96,17 +96,19 @@ def paged_attention(
         packed = query[0].transpose(0, 1)
         return varlen.attend(packed, layer, paged.packed, scaling, sliding_window).unsqueeze(0), None
     out = torch.empty_like(query[0])
+    # One sequence after the other through the same memory, which stays in the processor's cache.
+    room = layer.new_empty((2, max(len(s.blocks) for s in paged.sequences), *layer.shape[2:]))
     for sequence in paged.sequences:
         window = slice(sequence.first, sequence.last)
-        keys = _gather(layer[0], sequence)
-        values = _gather(layer[1], sequence)
+        keys, values = _gather(layer[0], sequence, room[0]), _gather(layer[1], sequence, room[1])
         out[:, window] = _attend(query[0, :, window], keys, values, sequence.start, scaling, sliding_window, softcap)
     return out.transpose(0, 1).unsqueeze(0), None
 
 
-def _gather(cache: torch.Tensor, sequence: SequenceView) -> torch.Tensor:
-    rows = cache.index_select(0, sequence.blocks).flatten(0, 1)
-    return rows[: sequence.length].transpose(0, 1)
+def _gather(cache: torch.Tensor, sequence: SequenceView, room: torch.Tensor) -> torch.Tensor:
+    """The sequence's keys or values, `[kv_heads, length, d]`, in `room`: as many blocks as it has, or more."""
+    blocks = torch.index_select(cache, 0, sequence.blocks, out=room[: len(sequence.blocks)])
+    return blocks.flatten(0, 1)[: sequence.length].transpose(0, 1)
 
 
 def _attend(

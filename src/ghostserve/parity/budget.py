@@ -1,8 +1,8 @@
 """Which cache blocks have a place in the parity store when host memory is too small for all of them."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from ghostserve.errors import ConfigError
 
@@ -26,7 +26,7 @@ class Assignment:
 
 @dataclass
 class _Claim:
-    blocks: frozenset[int] = frozenset()
+    blocks: list[int] = field(default_factory=list)
     tokens: int = 0
     admitted: bool = False  # counts against the budget
     protected: bool = False  # admitted, and every block has its parity block
@@ -59,15 +59,19 @@ class ParityBudget:
         self._claims: dict[str, _Claim] = {}
         self._watermark = -1
 
-    def assign(self, request_id: str, blocks: Iterable[int], context_tokens: int, step: int) -> Assignment:
-        """Ask for all `blocks` of a request (`context_tokens` long) while `step` is prepared.
+    def assign(self, request_id: str, blocks: Sequence[int], context_tokens: int, step: int) -> Assignment:
+        """Ask for all `blocks` of a request (`context_tokens` long, no block twice) while `step` is prepared.
 
         Called again whenever the request has grown, and with each step while it is refused or has to wait.
         """
         claim = self._claims.setdefault(request_id, _Claim())
+        # Every sequence asks in every step, between two steps of the model: no look at blocks that it has already.
+        if claim.protected and self._grow(claim, blocks):
+            claim.tokens = context_tokens
+            return Assignment(protected=True)
         was_admitted, was_protected = claim.admitted, claim.protected
         released = self._withdraw(claim) if was_admitted else set[int]()
-        claim.blocks, claim.tokens = frozenset(blocks), context_tokens
+        claim.blocks, claim.tokens = list(blocks), context_tokens
         victims = self._victims(claim)
         pushed_out = [request_id] if victims is None and was_admitted else []
         for victim in victims or ():
@@ -111,13 +115,30 @@ class ParityBudget:
         """Context tokens of requests that would have to be recomputed."""
         return sum(c.tokens for c in self._claims.values() if not c.protected)
 
+    def _grow(self, claim: _Claim, blocks: Sequence[int]) -> bool:
+        """What `assign` does for a protected request if nobody has to go or wait for it; else False, nothing done."""
+        known = len(claim.blocks)
+        new = blocks[known:]
+        if blocks[:known] != claim.blocks or self._excess(new) > 0 or not self._place(new):
+            return False
+        self._holders.update(new)
+        claim.blocks += new
+        return True
+
+    def _excess(self, blocks: Iterable[int]) -> int:
+        """By how many blocks the budget would be exceeded with these."""
+        return len(self._holders) + sum(block not in self._holders for block in blocks) - self._capacity
+
     def _victims(self, claim: _Claim) -> list[str] | None:
         """The requests that must go so that `claim` fits, shortest first; None if it can't fit even so."""
-        if len(self._holders) + sum(block not in self._holders for block in claim.blocks) <= self._capacity:
+        excess = self._excess(claim.blocks)
+        if excess <= 0:
             return []
+        shorter = [(c.tokens, name) for name, c in self._claims.items() if c.admitted and c.tokens < claim.tokens]
+        if sum(len(self._claims[name].blocks) for _, name in shorter) < excess:
+            return None
         holders = Counter(self._holders)
         holders.update(claim.blocks)
-        shorter = [(c.tokens, name) for name, c in self._claims.items() if c.admitted and c.tokens < claim.tokens]
         victims: list[str] = []
         for _, name in sorted(shorter):
             if len(holders) <= self._capacity:
@@ -140,9 +161,9 @@ class ParityBudget:
             self._cooling += [(last_step, place) for place in places]
             self.reclaim(self._watermark)
 
-    def _place(self, blocks: frozenset[int]) -> bool:
+    def _place(self, blocks: Iterable[int]) -> bool:
         """Give a parity block to all of `blocks` that lack one, or to none of them; True if all have one."""
-        missing = sorted(blocks - self._places.keys())
+        missing = sorted(block for block in blocks if block not in self._places)
         if self._identity:
             self._places.update(zip(missing, missing, strict=True))
             return True
