@@ -25,7 +25,7 @@ install-vllm: $(VLLM_STAMP)
 
 # The plug-in with vLLM itself, on the CPU, in an environment of its own: what vLLM needs is much, and old in places.
 test-vllm: $(VLLM_STAMP)
-	$(VLLM_BIN)/pytest -n 2 --dist loadfile -m "not (slow or gpu)" tests/vllm
+	$(VLLM_BIN)/pytest -m "not (slow or gpu)" tests/vllm
 
 test-vllm-slow: $(VLLM_STAMP)
 	$(VLLM_BIN)/pytest -m "vllm and slow" tests/vllm
