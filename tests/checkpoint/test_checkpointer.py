@@ -335,7 +335,7 @@ def test_idle_work_of_an_older_epoch_does_not_begin(checkpointer, group):
     pieces.permits.release(1000)
     checkpointer.when_idle(1, iter(pieces))
     later = Pieces(1)
-    later.permits.release()
+    later.permits.release(1000)  # the loop may hand in one more before it sees that one is done
     while not later.done:  # each one takes the place of the one before: the thread has been by
         checkpointer.when_idle(2, iter(later))
     assert pieces.done == 0
