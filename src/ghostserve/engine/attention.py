@@ -133,7 +133,7 @@ def _attend(
     if softcap is not None:
         return _attend_softcap(query, keys, values, mask, scaling, softcap)
     if count == 1:
-        # The heads that share a key are the rows of one product: on a CPU several times faster than head by head.
+        # The heads that share a key are the rows of one product: on a CPU faster than head by head.
         folded = query.reshape(keys.shape[0], -1, query.shape[2]).unsqueeze(0)
         out = functional.scaled_dot_product_attention(
             folded, keys.unsqueeze(0), values.unsqueeze(0), attn_mask=mask, scale=scaling
