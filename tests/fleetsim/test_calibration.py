@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from ghostserve.bench.calibrate.check import compare
 from ghostserve.bench.calibrate.fits import Kill, Step, StepCosts, fit_overhead, fit_rejoin, fit_restore, fit_steps
-from ghostserve.bench.calibrate.measure import constants_of, open_pair
+from ghostserve.bench.calibrate.measure import around, constants_of, open_pair
 from ghostserve.bench.calibrate.scenario import Scenario, make_scenario, run_real, run_simulated
 from ghostserve.bench.shapes import SHAPES, make_checkpoint
 from ghostserve.bench.workload import bench_config
@@ -105,10 +105,33 @@ def test_other_constants_are_told_apart(strategy: str) -> None:
     """A machine that is as KNOWN says passes with KNOWN; with each constant that decides it far off it fails."""
     scenario = make_scenario(KNOWN, requests=80, max_model_len=1024, seed=3)
     truth = [run_simulated(scenario, KNOWN, strategy)] * 3
-    assert compare(strategy, truth, scenario, KNOWN).within
+    assert compare(strategy, truth, scenario, [KNOWN] * 3).within
     for wrong in ({"decode_step_s": 0.006}, {"prefill_tokens_per_s": 5000.0}, {"rejoin_s": 4.0}):
-        found = compare(strategy, truth, scenario, replace(KNOWN, **wrong))
+        found = compare(strategy, truth, scenario, [replace(KNOWN, **wrong)] * 3)
         assert not found.within, wrong
+
+
+def test_a_machine_that_drifts_is_followed() -> None:
+    """Each real run is of another speed, and so are the steps around it; the medians of all would be wrong."""
+    scenario = make_scenario(KNOWN, requests=80, max_model_len=1024, seed=3)
+    slowness = (0.6, 1.0, 1.6)
+    speeds = [replace(KNOWN, prefill_tokens_per_s=30_000 / slow, decode_step_s=0.004 * slow, decode_seq_s=0.0002 * slow,
+                      prefill_step_s=0.002 * slow) for slow in slowness]  # fmt: skip
+    runs = [run_simulated(scenario, speed, "none") for speed in speeds]
+    steps: list[Step] = []
+    for number, slow in enumerate((0.6, 0.6, 1.4, 1.8)):
+        steps += [replace_run(step, number) for step in samples(COSTS, runs=1, slower=slow, seed=number)]
+    moments = [around(KNOWN, steps, number) for number in range(3)]
+    for speed, moment in zip(speeds, moments, strict=True):
+        assert moment.decode_step_s == pytest.approx(speed.decode_step_s, rel=0.1)
+    found = compare("none", runs, scenario, moments)
+    assert found.within
+    assert found.said("mean") == pytest.approx(found.real("mean"), rel=0.15)
+    # The twin: with the constants of another moment each is far off.
+    other = compare("none", runs, scenario, moments[1:] + moments[:1])
+    assert not other.within
+    with pytest.raises(GhostServeError, match="no steps were measured"):
+        around(KNOWN, steps, 4)
 
 
 def test_scenario_is_its_seed() -> None:

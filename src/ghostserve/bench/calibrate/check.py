@@ -3,9 +3,9 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
-from ghostserve.bench.calibrate.measure import Calibration, constants_of, measure_pair, open_pair
+from ghostserve.bench.calibrate.measure import UNPROTECTED, Calibration, around, constants_of, measure_pair, open_pair
 from ghostserve.bench.calibrate.probe import Probe
 from ghostserve.bench.calibrate.scenario import Measured, Scenario, make_scenario, run_real, run_simulated
 from ghostserve.engine.config import EngineConfig
@@ -20,17 +20,26 @@ _AIMED = ("mean", "makespan")
 
 @dataclass(frozen=True)
 class Checked:
-    """One strategy: medians of the real runs, each real run, and the simulator's answer."""
+    """One strategy: each real run, and the simulator's answer with the constants of that run's moment."""
 
     strategy: str
-    real: Measured
     runs: tuple[Measured, ...]
-    simulated: Measured
+    simulated: tuple[Measured, ...]
 
     def off(self, name: str) -> float:
-        """(simulated - real) / real of the figure `name`; 0 where both are 0."""
-        real, simulated = getattr(self.real, name), getattr(self.simulated, name)
-        return 0.0 if real == simulated else (simulated - real) / real if real else float("inf")
+        """Median over the runs of (simulated - real) / real of the figure `name`; 0 where both are 0."""
+        return statistics.median(
+            0.0 if real == simulated else (simulated - real) / real if real else float("inf")
+            for real, simulated in zip(self.real(name), self.said(name), strict=True)
+        )
+
+    def real(self, name: str) -> list[float]:
+        """The figure `name` of each real run."""
+        return [getattr(run, name) for run in self.runs]
+
+    def said(self, name: str) -> list[float]:
+        """What the simulator says of each."""
+        return [getattr(run, name) for run in self.simulated]
 
     @property
     def within(self) -> bool:
@@ -46,10 +55,9 @@ class Check:
     checked: tuple[Checked, ...]
 
 
-def compare(strategy: str, runs: Sequence[Measured], scenario: Scenario, constants: Constants) -> Checked:
-    """The medians of `runs`, figure by figure, against the simulator with `constants`."""
-    middle = Measured(*(statistics.median(values) for values in zip(*map(astuple, runs), strict=True)))
-    return Checked(strategy, middle, tuple(runs), run_simulated(scenario, constants, strategy))
+def compare(strategy: str, runs: Sequence[Measured], scenario: Scenario, constants: Sequence[Constants]) -> Checked:
+    """Each of `runs` against the simulator with its own of `constants`."""
+    return Checked(strategy, tuple(runs), tuple(run_simulated(scenario, each, strategy) for each in constants))
 
 
 def check(
@@ -61,10 +69,11 @@ def check(
     progress: Callable[[str], None],
     constants: Constants | None = None,
 ) -> Check:
-    """Measure and run the scenario in turns, so that a machine that drifts does so for both; then simulate it.
+    """Measure and run the scenario in turns; then simulate it with the constants that were measured around each run.
 
-    No sample of a constant is of a scenario's run. With `constants` only the scenario is measured. Every schedule is
-    run again undisturbed: raises `GhostServeError` where a token differs, before any figure is given.
+    What a step costs is taken from just before and after a run, since a machine drifts; the rest are medians of all
+    rounds. No sample of a constant is of a scenario's run. With `constants` only the scenario is measured. Every
+    schedule is run again undisturbed: raises `GhostServeError` where a token differs, before any figure is given.
     """
     with ExitStack() as stack:
         pair = open_pair(stack, config, progress)
@@ -84,7 +93,9 @@ def check(
             progress(f"{probe.strategy}: comparing with the undisturbed run")
             probe.verify()
     found = constants_of(pair, {}) if constants is None else Calibration(constants, {})
-    checked = tuple(compare(strategy, runs[strategy], scenario, found.constants) for strategy in pair)
+    steps = pair[UNPROTECTED].steps
+    each = [constants or around(found.constants, steps, number) for number in range(rounds)]
+    checked = tuple(compare(strategy, runs[strategy], scenario, each) for strategy in pair)
     return Check(scenario, found, checked)
 
 

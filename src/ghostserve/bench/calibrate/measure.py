@@ -3,17 +3,17 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
-from ghostserve.bench.calibrate.fits import fit_overhead, fit_rejoin, fit_restore, fit_steps
+from ghostserve.bench.calibrate.fits import Step, StepCosts, fit_overhead, fit_rejoin, fit_restore, fit_steps
 from ghostserve.bench.calibrate.probe import Probe
 from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError
 from ghostserve.fleetsim import Constants
 
-__all__ = ["COPIES", "PROTECTED", "UNPROTECTED", "Calibration", "calibrate", "constants_of", "open_pair"]
+__all__ = ["COPIES", "PROTECTED", "UNPROTECTED", "Calibration", "around", "calibrate", "constants_of", "open_pair"]
 
 UNPROTECTED, PROTECTED = "none", "parity:1"
 COPIES = ("replicate-host", "replicate-ssd")
@@ -102,10 +102,7 @@ def constants_of(pair: Mapping[str, Probe], copies: Mapping[str, Probe]) -> Cali
     every = [*pair.values(), *copies.values()]
     constants = Constants(
         ranks=ranks,
-        prefill_tokens_per_s=1 / costs.token,
-        decode_step_s=costs.step,
-        prefill_step_s=costs.prefill,
-        decode_seq_s=costs.seq,
+        **_of_steps(costs),
         detect_s=detect,
         rejoin_s=rejoin,
         cold_start_s=statistics.median(probe.start_seconds for probe in every),
@@ -129,9 +126,28 @@ def constants_of(pair: Mapping[str, Probe], copies: Mapping[str, Probe]) -> Cali
     return Calibration(constants, samples)
 
 
+def around(constants: Constants, steps: Sequence[Step], number: int) -> Constants:
+    """`constants` with what a step costs by runs `number` and `number` + 1 of `steps` together: those of a moment.
+
+    What another program or the processor's clock does to a machine for a minute is in both runs and in what is between.
+    Raises `GhostServeError` where there are no such steps.
+    """
+    own = [replace(step, run=0) for step in steps if step.run in (number, number + 1)]
+    return msgspec.structs.replace(constants, **_of_steps(fit_steps(own)))
+
+
 def _rate(copies: Mapping[str, Probe], strategy: str, name: str) -> float:
     probe = copies.get(strategy)
     return getattr(Constants(), name) if probe is None else fit_restore(probe.kills)
+
+
+def _of_steps(costs: StepCosts) -> dict[str, float]:
+    return {
+        "prefill_tokens_per_s": 1 / costs.token,
+        "decode_step_s": costs.step,
+        "prefill_step_s": costs.prefill,
+        "decode_seq_s": costs.seq,
+    }
 
 
 def _median(values: Sequence[float]) -> float:

@@ -89,14 +89,19 @@ class Probe:
         self._run += 1
 
     async def _clients(self, count: int) -> None:
-        """Prefills beside decodes, of lengths up to a whole chunk: closed loops, so that no rate must be known."""
+        """Prefills beside decodes, of lengths up to a whole chunk: closed loops, so that no rate must be known.
+
+        Outputs of up to half of that, so that most steps decode alone, as in serving: what protection costs a step is
+        not the same with prefills and without.
+        """
         vocabulary = self.engine.spec.vocab_size
 
         async def client(index: int) -> None:
             for number in range(_REQUESTS):
                 self._streams += 1
                 length = 1 + (index * 61 + number * 97) % self._chunk
-                params = SamplingParams(temperature=0.0, max_tokens=8 + 3 * index + number, ignore_eos=True)
+                drawn = 1 + (index * 37 + number * 53) % (self._chunk // 2)
+                params = SamplingParams(temperature=0.0, max_tokens=drawn, ignore_eos=True)
                 prompt = [(self._streams * 7919 + position) % vocabulary for position in range(length)]
                 async for _ in self.engine.generate(f"{self.strategy}-{self._streams}", prompt, params):
                     continue

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from ghostserve.bench.calibrate.fits import Kill, Step
@@ -16,14 +16,15 @@ __all__ = ["Watch"]
 class Watch:
     """An engine's observer (`Options.observer`). It only notes down: the coordinator's thread must not wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._sent: list[tuple[float, StepPlan]] = []
         self._lost: list[float] = []
         self._resumed: list[tuple[float, RecoveryRecord]] = []
 
     def __call__(self, name: str, details: dict[str, object]) -> None:
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             if name == "step" and not details["replay"]:
                 plan = details["plan"]
@@ -56,17 +57,17 @@ class Watch:
             yield Step(run, lengths.count(1), sum(n for n in lengths if n > 1), ended - began)
 
     def kill(self, at: float) -> Kill:
-        """What the kill at `at` (monotonic seconds) led to. Raises `GhostServeError` if no recovery followed."""
+        """What the kill at `at`, by the same clock, led to. Raises `GhostServeError` if no recovery followed."""
         with self._lock:
             noticed = next((moment for moment in self._lost if moment >= at), None)
             resumed = next(((moment, record) for moment, record in self._resumed if moment >= at), None)
             if noticed is None or resumed is None:
                 raise GhostServeError("a rank was killed and no recovery followed")
-            again = next((moment for moment, _ in self._sent if moment >= resumed[0]), None)
-            if again is None:
-                raise GhostServeError("a rank was killed when nothing was left to run")
             # The step that was under way when the rank died holds every context that was running.
-            plan = next(plan for moment, plan in reversed(self._sent) if moment < resumed[0])
+            plan = next((plan for moment, plan in reversed(self._sent) if moment < resumed[0]), None)
+            if plan is None:
+                raise GhostServeError("a rank was killed before anything ran")
         tokens = sum(part.start + len(part.token_ids) for part in plan.parts)
         record = resumed[1]
-        return Kill(noticed - at, again - at, record.refill_seconds, tokens, record.bytes_rebuilt)
+        # Not until the next step: where nothing waits that is the next request's coming.
+        return Kill(noticed - at, resumed[0] - at, record.refill_seconds, tokens, record.bytes_rebuilt)

@@ -27,8 +27,8 @@ def simulate(
     calibrate: str | None = None,
     check: str | None = None,
     tensor_parallel_size: Ranks = 2,
-    rounds: int = 3,
-    requests: int = 80,
+    rounds: int = 5,
+    requests: int = 40,
     constants_out: Path | None = None,
     output: Path | None = None,
     plot: Path | None = None,
@@ -74,7 +74,7 @@ def simulate(
     tensor_parallel_size
         Ranks of the engine that is measured.
     rounds
-        Samples of each figure: the median counts.
+        Samples of each figure, and real runs of --check: the median counts.
     requests
         Of the scenario that is checked.
     constants_out
