@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from ghostserve.bench.calibrate.check import compare
+from ghostserve.bench.calibrate.check import check, compare
 from ghostserve.bench.calibrate.fits import Kill, Step, StepCosts, fit_overhead, fit_rejoin, fit_restore, fit_steps
 from ghostserve.bench.calibrate.measure import around, constants_of, open_pair
 from ghostserve.bench.calibrate.scenario import Scenario, make_scenario, run_real, run_simulated
@@ -139,6 +139,9 @@ def test_scenario_is_its_seed() -> None:
         return make_scenario(KNOWN, requests=30, max_model_len=512, seed=seed)
 
     assert made(1) == made(1) != made(2)
+    for seed in range(50):
+        arrivals, kills = made(seed).arrivals, made(seed).kills
+        assert arrivals[0].at_seconds < kills[0][0] < kills[-1][0] < arrivals[-1].at_seconds
     assert all(0 <= rank < 2 for _, rank in made(1).kills)
     with pytest.raises(ConfigError, match="at least 10 requests"):
         make_scenario(KNOWN, requests=3, max_model_len=512, seed=0)
@@ -170,6 +173,15 @@ def test_refusals(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     ):
         assert main(["simulate", *words]) == 2
         assert error in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("other", [{"ranks": 4}, {"max_num_seqs": 15}, {"max_num_batched_tokens": 255}])
+def test_constants_of_another_engine_are_not_checked(tmp_path: Path, other: dict[str, int]) -> None:
+    """Before anything is started: of four ranks the scenario would kill some that two have not."""
+    ((name, value),) = other.items()
+    with _small(tmp_path) as config, pytest.raises(ConfigError, match=f"have {name} {value}, the engine that is run"):
+        check(replace(config, max_num_seqs=16), rounds=1, requests=10, seed=0, progress=lambda text: None,
+              constants=replace(KNOWN, **other))  # fmt: skip
 
 
 def test_plan_takes_constants(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -208,3 +220,21 @@ def test_a_real_engine_is_measured(tmp_path: Path) -> None:
     assert 0 < constants.detect_s < kill.pause_s
     assert measured.mean >= measured.ttft > 0
     assert {len(probe.kills) for probe in pair.values()} == {0, 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [False, True])
+def test_a_check_has_every_run_with_its_constants(tmp_path: Path, given: bool) -> None:
+    """How far off they are is the machine's matter; each real run is there, and simulated with constants of its own."""
+    with _small(tmp_path) as config:
+        known = replace(KNOWN, max_num_seqs=4) if given else None
+        found = check(config, rounds=2, requests=10, seed=4, progress=lambda text: None, constants=known)
+    assert {each.strategy for each in found.checked} == {"none", "parity:1"}
+    for each in found.checked:
+        assert len(each.runs) == len(each.constants) == len(each.simulated) == len(each.offs("mean")) == 2
+        for run, constants, said in zip(each.runs, each.constants, each.simulated, strict=True):
+            assert 0 < run.ttft <= run.mean <= run.p99
+            assert 0 < run.pause < 5
+            assert run_simulated(found.scenario, constants, each.strategy) == said
+        assert (each.constants == (known, known)) is given
+    assert found.calibration.samples.get("runs of steps") == (None if given else 3)

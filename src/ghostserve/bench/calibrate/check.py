@@ -5,10 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from ghostserve.bench.calibrate.measure import UNPROTECTED, Calibration, around, constants_of, measure_pair, open_pair
+from ghostserve.bench.calibrate.measure import (
+    UNPROTECTED,
+    Calibration,
+    around,
+    constants_of,
+    measure_pair,
+    open_pair,
+    warm_up,
+)
 from ghostserve.bench.calibrate.probe import Probe
 from ghostserve.bench.calibrate.scenario import Measured, Scenario, make_scenario, run_real, run_simulated
 from ghostserve.engine.config import EngineConfig
+from ghostserve.errors import ConfigError
 from ghostserve.fleetsim import Constants
 
 __all__ = ["AIM", "Check", "Checked", "check", "compare"]
@@ -20,18 +29,23 @@ _AIMED = ("mean", "makespan")
 
 @dataclass(frozen=True)
 class Checked:
-    """One strategy: each real run, and the simulator's answer with the constants of that run's moment."""
+    """One strategy: each real run, the constants of its moment, and what the simulator says with these."""
 
     strategy: str
     runs: tuple[Measured, ...]
+    constants: tuple[Constants, ...]
     simulated: tuple[Measured, ...]
 
     def off(self, name: str) -> float:
-        """Median over the runs of (simulated - real) / real of the figure `name`; 0 where both are 0."""
-        return statistics.median(
+        """The median of `offs`."""
+        return statistics.median(self.offs(name))
+
+    def offs(self, name: str) -> list[float]:
+        """(simulated - real) / real of the figure `name` of each run; 0 where both are 0."""
+        return [
             0.0 if real == simulated else (simulated - real) / real if real else float("inf")
             for real, simulated in zip(self.real(name), self.said(name), strict=True)
-        )
+        ]
 
     def real(self, name: str) -> list[float]:
         """The figure `name` of each real run."""
@@ -57,7 +71,8 @@ class Check:
 
 def compare(strategy: str, runs: Sequence[Measured], scenario: Scenario, constants: Sequence[Constants]) -> Checked:
     """Each of `runs` against the simulator with its own of `constants`."""
-    return Checked(strategy, tuple(runs), tuple(run_simulated(scenario, each, strategy) for each in constants))
+    said = tuple(run_simulated(scenario, each, strategy) for each in constants)
+    return Checked(strategy, tuple(runs), tuple(constants), said)
 
 
 def check(
@@ -71,19 +86,24 @@ def check(
 ) -> Check:
     """Measure and run the scenario in turns; then simulate it with the constants that were measured around each run.
 
-    What a step costs is taken from just before and after a run, since a machine drifts; the rest are medians of all
-    rounds. No sample of a constant is of a scenario's run. With `constants` only the scenario is measured. Every
-    schedule is run again undisturbed: raises `GhostServeError` where a token differs, before any figure is given.
+    What a step costs is taken from the calibrations before and after a round of runs, since a machine drifts; the rest
+    are medians of all rounds. The strategies go first in turn. No sample of a constant is of a scenario's run. With
+    `constants` only the scenario is measured. Every schedule is run again undisturbed: raises `GhostServeError` where
+    a token differs, before any figure is given, and `ConfigError` for constants of an engine with other settings.
     """
+    if constants is not None:
+        _refuse_another(constants, config)
     with ExitStack() as stack:
         pair = open_pair(stack, config, progress)
-        measure_pair(pair, 1, progress)  # with given constants too: an engine's first recovery is slower
+        # With given constants too: an engine's first recovery is slower.
+        warm_up(pair[UNPROTECTED], progress)
+        measure_pair(pair, 1, progress)
         first = constants or constants_of(pair, {}).constants
         context = pair["none"].engine.max_model_len
         scenario = make_scenario(first, requests=requests, max_model_len=context, seed=seed)
         runs: dict[str, list[Measured]] = {strategy: [] for strategy in pair}
         for number in range(rounds):
-            for strategy, probe in pair.items():
+            for strategy, probe in sorted(pair.items(), reverse=number % 2 == 1):
                 progress(f"scenario, round {number + 1} of {rounds}: {strategy}")
                 runs[strategy].append(run_real(scenario, probe))
             _settle(pair)
@@ -97,6 +117,16 @@ def check(
     each = [constants or around(found.constants, steps, number) for number in range(rounds)]
     checked = tuple(compare(strategy, runs[strategy], scenario, each) for strategy in pair)
     return Check(scenario, found, checked)
+
+
+def _refuse_another(constants: Constants, config: EngineConfig) -> None:
+    for name, own in (
+        ("ranks", config.tensor_parallel_size),
+        ("max_num_seqs", config.max_num_seqs),
+        ("max_num_batched_tokens", config.max_num_batched_tokens),
+    ):
+        if getattr(constants, name) != own:
+            raise ConfigError(f"the constants have {name} {getattr(constants, name)}, the engine that is run has {own}")
 
 
 def _settle(pair: Mapping[str, Probe]) -> None:

@@ -26,7 +26,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Kill:
-    """One killed rank: seconds from the kill until it was noticed, until new steps ran, and of the refill alone.
+    """One killed rank: seconds from the kill until it was noticed, until steps could go on, and of the refill alone.
 
     `tokens`: of all contexts when it struck; `restored_bytes`: what came back of the lost rank's shard.
     """

@@ -13,7 +13,8 @@ from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError
 from ghostserve.fleetsim import Constants
 
-__all__ = ["COPIES", "PROTECTED", "UNPROTECTED", "Calibration", "around", "calibrate", "constants_of", "open_pair"]
+__all__ = ["COPIES", "PROTECTED", "UNPROTECTED", "Calibration", "around", "calibrate", "constants_of", "open_pair",
+           "warm_up"]  # fmt: skip
 
 UNPROTECTED, PROTECTED = "none", "parity:1"
 COPIES = ("replicate-host", "replicate-ssd")
@@ -78,13 +79,18 @@ def measure_pair(pair: Mapping[str, Probe], rounds: int, progress: Callable[[str
     _kills(pair[PROTECTED], rounds, progress)
 
 
+def warm_up(probe: Probe, progress: Callable[[str], None]) -> None:
+    """An engine's first recovery, which does not count."""
+    _kills(probe, 0, progress)
+
+
 def _odd(pair: Mapping[str, Probe]) -> bool:
     return len({step.run for step in pair[UNPROTECTED].steps}) % 2 == 1
 
 
 def _kills(probe: Probe, rounds: int, progress: Callable[[str], None]) -> None:
+    """One that does not count (an engine's first recovery loads what the later ones find loaded), then `rounds`."""
     context = probe.engine.max_model_len // 2
-    # An engine's first recovery loads what the later ones find loaded.
     for number in range(-1, rounds):
         progress(f"{probe.strategy}: {'first kill' if number < 0 else f'kill {number + 1} of {rounds}'}")
         probe.measure_kill(context, counts=number >= 0)
@@ -129,7 +135,7 @@ def constants_of(pair: Mapping[str, Probe], copies: Mapping[str, Probe]) -> Cali
 def around(constants: Constants, steps: Sequence[Step], number: int) -> Constants:
     """`constants` with what a step costs by runs `number` and `number` + 1 of `steps` together: those of a moment.
 
-    What another program or the processor's clock does to a machine for a minute is in both runs and in what is between.
+    What another program or the processor's clock does to a machine for minutes is in these as in what ran between them.
     Raises `GhostServeError` where there are no such steps.
     """
     own = [replace(step, run=0) for step in steps if step.run in (number, number + 1)]

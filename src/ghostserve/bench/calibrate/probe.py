@@ -91,8 +91,8 @@ class Probe:
     async def _clients(self, count: int) -> None:
         """Prefills beside decodes, of lengths up to a whole chunk: closed loops, so that no rate must be known.
 
-        Outputs of up to half of that, so that most steps decode alone, as in serving: what protection costs a step is
-        not the same with prefills and without.
+        Outputs of up to half of that, so that with whole chunks of 256 tokens most steps decode alone, as in serving:
+        what protection costs a step is not the same with prefills and without.
         """
         vocabulary = self.engine.spec.vocab_size
 

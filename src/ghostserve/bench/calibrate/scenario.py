@@ -19,7 +19,7 @@ __all__ = ["Measured", "Scenario", "make_scenario", "run_real", "run_simulated"]
 _LOAD = 0.5
 """Of what the engine can take at most. Nearer to the limit latency is decided by how fast the machine happens to be."""
 _KILLS = ((0.1, 0.2), (0.3, 0.4), (0.5, 0.6), (0.7, 0.8))
-"""Each kill comes within this part of the arrivals' time."""
+"""Each kill comes within this part of the time from the first arrival to the last."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def make_scenario(constants: Constants, *, requests: int, max_model_len: int, se
     c, each, drawn = constants, sum(prompt) / 2, sum(output) / 2
     alone = each / c.prefill_tokens_per_s + drawn * (c.decode_step_s / c.max_num_seqs + c.decode_seq_s)
     arrivals = poisson(_LOAD / alone, requests, prompt=prompt, output=output, seed=seed)
-    rng, span = np.random.default_rng((seed, 4)), arrivals[-1].at_seconds
-    kills = tuple((float(rng.uniform(*part)) * span, int(rng.integers(c.ranks))) for part in _KILLS)
+    rng, first, last = np.random.default_rng((seed, 4)), arrivals[0].at_seconds, arrivals[-1].at_seconds
+    kills = tuple((first + float(rng.uniform(*part)) * (last - first), int(rng.integers(c.ranks))) for part in _KILLS)
     return Scenario(tuple(arrivals), kills)
 
 

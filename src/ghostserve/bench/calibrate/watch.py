@@ -1,4 +1,4 @@
-"""What one engine's coordinator tells while it serves: when each step was sent, what was lost, when steps ran again."""
+"""What one engine's coordinator tells while it serves: when each step was sent, what was lost, when it could go on."""
 
 import threading
 import time
