@@ -99,7 +99,7 @@ def check(
         warm_up(pair[UNPROTECTED], progress)
         measure_pair(pair, 1, progress)
         first = constants or constants_of(pair, {}).constants
-        context = pair["none"].engine.max_model_len
+        context = pair[UNPROTECTED].engine.max_model_len
         scenario = make_scenario(first, requests=requests, max_model_len=context, seed=seed)
         runs: dict[str, list[Measured]] = {strategy: [] for strategy in pair}
         for number in range(rounds):
