@@ -2,11 +2,13 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from ghostserve.engine.communicator import CommunicatorError
-from ghostserve.engine.fence import Fence
+from ghostserve.engine.fence import LAUNCH_TIMEOUT, Fence
 from ghostserve.workers.nccl import Progress
 
 GARBAGE, RESULT = "garbage", "result"
@@ -119,6 +121,57 @@ def test_an_older_release_changes_nothing() -> None:
     fence.raise_to(2)
     fence.check()
     assert device.aborts == 0
+
+
+def aborted_amid(fence: Fence) -> bool:
+    """Whether a release's abort comes while a launch is under way that takes half of what is waited for one."""
+    launching, aborts = threading.Event(), []
+    fence.open(1, lambda: aborts.append(launching.is_set()))
+    receiver = threading.Thread(target=fence.raise_to, args=(2,))
+    with fence.launching():
+        launching.set()
+        receiver.start()
+        time.sleep(LAUNCH_TIMEOUT / 2)
+        launching.clear()
+    receiver.join(10)
+    (amid,) = aborts
+    return amid
+
+
+class Impatient(Fence):
+    """The twin: nobody says that it launches."""
+
+    @contextmanager
+    def launching(self) -> Iterator[None]:
+        yield
+
+
+def test_an_abort_waits_for_a_launch_under_way() -> None:
+    assert not aborted_amid(Fence())
+
+
+def test_an_abort_that_does_not_wait_comes_amid_the_launch() -> None:
+    assert aborted_amid(Impatient())
+
+
+def test_an_abort_lets_a_launch_go_that_hangs() -> None:
+    fence, device = Fence(), Device()
+    fence.open(1, device.abort)
+    receiver = threading.Thread(target=fence.raise_to, args=(2,))
+    with fence.launching():
+        receiver.start()
+        assert device.synchronize() == GARBAGE
+    receiver.join(10)
+    with pytest.raises(CommunicatorError, match="epoch 1 was released at epoch 2"):
+        fence.check()
+
+
+def test_nothing_is_launched_behind_the_fence() -> None:
+    fence = Fence()
+    fence.open(1, lambda: None)
+    fence.raise_to(2)
+    with pytest.raises(CommunicatorError, match="epoch 1 was released at epoch 2"), fence.launching():
+        pytest.fail("launched")
 
 
 def test_closing_waits_for_an_abort_under_way_and_does_not_repeat_it() -> None:

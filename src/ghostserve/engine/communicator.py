@@ -109,7 +109,7 @@ class Communicator(ABC):
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place."""
         if self.world_size > 1:
-            self._run(lambda: dist.all_reduce(tensor))
+            self._run(lambda: self._sum(tensor))
         return tensor
 
     def gather_columns(self, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -145,6 +145,10 @@ class Communicator(ABC):
     @abstractmethod
     def _connect(self, store: Store, epoch: int) -> None:
         """Make the process group; `RuntimeError` if that fails."""
+
+    def _sum(self, tensor: torch.Tensor) -> None:
+        """The collective itself: the sum over the ranks, in place."""
+        dist.all_reduce(tensor)
 
     def _disconnect(self) -> None:
         """Destroy the process group, if there is one, whatever state it is in."""

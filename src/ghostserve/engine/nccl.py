@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
 
 from ghostserve.engine.communicator import JOIN_TIMEOUT, Communicator
+from ghostserve.engine.exchange import sum_by_exchange
 from ghostserve.engine.fence import Fence
 from ghostserve.workers.nccl import Progress
 from ghostserve.workers.rendezvous import secret_prefix
@@ -29,6 +30,8 @@ class NcclCommunicator(Communicator):
         super().__init__(world_size)
         self._fence = Fence()
         self._progress = Progress()
+        self._shared = False
+        """Some ranks of the group share a device."""
 
     def release(self, epoch: int) -> None:
         """See `Communicator.release`: when this returns, whatever hung on the device has ended, with garbage."""
@@ -46,6 +49,8 @@ class NcclCommunicator(Communicator):
         device = torch.device("cuda", torch.cuda.current_device())
         dist.init_process_group("nccl", store=HashStore(), rank=0, world_size=1, device_id=device)
         dist.all_reduce(torch.ones(1, device=device))
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            torch.ones(self.world_size, 4096, dtype=dtype, device=device).sum(0)  # loads the kernel of an exchange
         torch.cuda.current_stream().synchronize()
         dist.destroy_process_group()
         dist.distributed_c10d._world.group_count = 0
@@ -61,9 +66,11 @@ class NcclCommunicator(Communicator):
 
     def _connect(self, store: Store, epoch: int) -> None:
         # NCCL's own start waits for ever for a member that never comes: have everyone here first.
-        store.set(f"here-{self.rank}", "1")
-        store.wait([f"here-{rank}" for rank in range(self.world_size)], JOIN_TIMEOUT)
         device = torch.device("cuda", torch.cuda.current_device())
+        everyone = [f"here-{rank}" for rank in range(self.world_size)]
+        store.set(everyone[self.rank], str(torch.cuda.get_device_properties(device).uuid))
+        store.wait(everyone, JOIN_TIMEOUT)
+        self._shared = len({store.get(key) for key in everyone}) < self.world_size
         # Flushes run at the lowest priority: they yield to the sums as they do to the model.
         options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
         options._timeout = _TIMEOUT
@@ -82,7 +89,7 @@ class NcclCommunicator(Communicator):
         if self.world_size > 1:
             # The first collectives set connections up: here, where a failure is a failed join.
             warm = torch.ones(1, device=device)
-            dist.all_reduce(warm)
+            self._sum(warm)
             parts = [torch.empty_like(warm) for _ in range(self.world_size)] if self.rank == 0 else None
             dist.gather(warm, parts, dst=0)
             torch.cuda.current_stream().synchronize()
@@ -93,12 +100,18 @@ class NcclCommunicator(Communicator):
         self._progress.clear()
         super()._disconnect()
 
+    def _sum(self, tensor: torch.Tensor) -> None:
+        if self._shared:
+            sum_by_exchange(tensor, self.world_size)
+        else:
+            super()._sum(tensor)
+
     def _run(self, collective: Callable[[], object]) -> None:
         if self._silent:
             return
-        self._fence.check()
         before, after = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
-        before.record()
-        super()._run(collective)
-        after.record()
+        with self._fence.launching():
+            before.record()
+            super()._run(collective)
+            after.record()
         self._progress.launched(before, after)
