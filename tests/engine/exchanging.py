@@ -3,16 +3,14 @@
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from multiprocessing.connection import Connection
 
 import torch
 
-from ghostserve.engine.exchange import PIECE_BYTES
 from ghostserve.workers.rendezvous import host_rendezvous
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SHAPES = ((1,), (6, 64), (5, PIECE_BYTES // 8 + 1))
-"""The last one is several pieces in every dtype, of which the last is small."""
 
 Rank = Callable[[int, int, str, Connection], None]
 """What a rank does: its number, the rendezvous' port and secret, and the pipe to say what it found."""
@@ -22,13 +20,13 @@ def part(rank: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(rank)).to(dtype)
 
 
-def content(tensor: torch.Tensor) -> bytes:
-    return tensor.view(torch.uint8).cpu().numpy().tobytes()
+def digest(tensor: torch.Tensor) -> str:
+    return sha256(tensor.view(torch.uint8).cpu().numpy().tobytes()).hexdigest()
 
 
 @contextmanager
 def ranks(count: int, does: Rank) -> Iterator[list[Connection]]:
-    """Pipes to `count` processes that do `does`; who has not ended by itself at the end is killed, and missed."""
+    """Pipes to `count` processes that do `does` and must end by themselves."""
     meeting, spawn = host_rendezvous(), multiprocessing.get_context("spawn")
     pipes = [spawn.Pipe() for _ in range(count)]
     processes = [
@@ -47,6 +45,7 @@ def ranks(count: int, does: Rank) -> Iterator[list[Connection]]:
     finally:
         for process in processes:
             process.kill()
+            process.join()
 
 
 def heard(pipe: Connection, seconds: float = 120) -> object:
@@ -54,19 +53,13 @@ def heard(pipe: Connection, seconds: float = 120) -> object:
     return pipe.recv()
 
 
-def assert_sums(found: list[list[bytes]], device: str) -> None:
-    """`found[rank]`: a tensor's content for every shape and dtype. The bits of one sum over all parts."""
-    count = len(found)
-    for number, (shape, dtype) in enumerate((shape, dtype) for shape in SHAPES for dtype in DTYPES):
-        pieces = [
-            torch.stack(pieces)
-            for pieces in zip(
-                *(part(rank, shape, dtype).view(-1).split(PIECE_BYTES // dtype.itemsize) for rank in range(count)),
-                strict=True,
-            )
-        ]
-        whole = torch.cat([piece.to(device).sum(0).cpu() for piece in pieces])
-        without = torch.cat([piece[1:].to(device).sum(0).cpu() for piece in pieces])
-        for rank in range(count):
-            assert found[rank][number] == content(whole), (rank, shape, dtype)
-            assert found[rank][number] != content(without), "a part that is missing must show"
+def assert_sums(found: list[list[str]], device: str, shapes: tuple[tuple[int, ...], ...], piece_bytes: int) -> None:
+    """`found[rank]`: a digest for every shape and dtype, each of one sum over all parts, added up piece by piece."""
+    for number, (shape, dtype) in enumerate((shape, dtype) for shape in shapes for dtype in DTYPES):
+        parts = torch.stack([part(rank, shape, dtype).view(-1) for rank in range(len(found))])
+        pieces = parts.to(device).split(piece_bytes // dtype.itemsize, dim=1)
+        whole = digest(torch.cat([piece.contiguous().sum(0) for piece in pieces]))
+        without = digest(torch.cat([piece[1:].contiguous().sum(0) for piece in pieces]))
+        for rank, digests in enumerate(found):
+            assert digests[number] == whole, (rank, shape, dtype)
+            assert digests[number] != without, "a part that is missing must show"

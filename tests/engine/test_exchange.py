@@ -12,11 +12,14 @@ from ghostserve.engine.exchange import sum_by_exchange
 from ghostserve.engine.gloo import GlooCommunicator
 
 RANKS = 3
+PIECE_BYTES = 512
+SHAPES = ((1,), (6, 64), (5, PIECE_BYTES // 8 + 1))
+"""The last one is several pieces in every dtype, of which the last is small."""
 
 
 class Exchanging(GlooCommunicator):
     def _sum(self, tensor: torch.Tensor) -> None:
-        sum_by_exchange(tensor, self.world_size)
+        sum_by_exchange(tensor, self.world_size, PIECE_BYTES)
 
 
 def gathered(outputs: list[torch.Tensor], inputs: list[torch.Tensor]) -> None:
@@ -29,8 +32,8 @@ def sum_all(rank: int, port: int, secret: str, said: Connection) -> None:
     dist.all_to_all = gathered  # this process is a rank and nothing else
     communicator = Exchanging(RANKS)
     communicator.bind(rank=rank, epoch=1, store_port=port, secret=secret)
-    parts = [exchanging.part(rank, shape, dtype) for shape in exchanging.SHAPES for dtype in exchanging.DTYPES]
-    said.send([exchanging.content(communicator.all_reduce(part)) for part in parts])
+    parts = [exchanging.part(rank, shape, dtype) for shape in SHAPES for dtype in exchanging.DTYPES]
+    said.send([exchanging.digest(communicator.all_reduce(part)) for part in parts])
     said.recv()
     communicator.unbind()
 
@@ -40,7 +43,7 @@ def test_every_rank_has_the_sum_of_all_parts() -> None:
         found = [exchanging.heard(pipe) for pipe in pipes]
         for pipe in pipes:
             pipe.send("all have it")
-        exchanging.assert_sums(found, "cpu")
+        exchanging.assert_sums(found, "cpu", SHAPES, PIECE_BYTES)
 
 
 def test_a_tensor_with_gaps_is_refused() -> None:

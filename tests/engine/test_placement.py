@@ -1,13 +1,17 @@
 """Where the ranks go: from the machine's facts, before anything starts."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 
 from ghostserve.cuda.facts import DeviceFact, Facts
+from ghostserve.cuda.probe import CONTEXT_BYTES
 from ghostserve.engine.config import EngineConfig
+from ghostserve.engine.dryrun import rank_weight_bytes
+from ghostserve.engine.exchange import exchange_bytes
 from ghostserve.engine.modelspec import ModelSpec, inspect_checkpoint
-from ghostserve.engine.placement import place
+from ghostserve.engine.placement import RING_BYTES, place
 from ghostserve.errors import ConfigError, DeviceMemoryError, UnsupportedCodeError
 
 GPU = DeviceFact(name="H100", bus_id="0000:01:00.0", free=70 << 30, total=80 << 30)
@@ -100,6 +104,19 @@ def test_a_gpu_that_is_too_small(spec: ModelSpec) -> None:
     small = DeviceFact(name="small", bus_id="", free=600 << 20, total=1 << 30)
     with pytest.raises(DeviceMemoryError, match="2 ranks need"):
         place(settings(), spec, gather=lambda: facts(devices=(small,)))
+
+
+def test_ranks_that_share_a_gpu_need_room_for_their_sums(spec: ModelSpec) -> None:
+    def room(free: int, count: int) -> Callable[[], Facts]:
+        gpu = DeviceFact(name="GPU", bus_id="", free=free, total=80 << 30)
+        return lambda: facts(count, devices=(gpu,) * count)
+
+    rank = rank_weight_bytes(spec) + spec.cache_layout.total_bytes + RING_BYTES + CONTEXT_BYTES
+    both = 2 * (rank + exchange_bytes(2))
+    assert place(settings(), spec, gather=room(both, 1)).devices == (0, 0)
+    with pytest.raises(DeviceMemoryError, match="2 ranks need"):
+        place(settings(), spec, gather=room(both - 1, 1))
+    assert place(settings(), spec, gather=room(rank, 2)).devices == (0, 1)
 
 
 def test_a_cache_that_the_kernels_can_not_read(spec: ModelSpec) -> None:

@@ -2,6 +2,7 @@
 
 import torch
 
+from ghostserve.engine import exchange
 from ghostserve.engine.attention import PagedBatch, PagedKV, SequenceView
 from ghostserve.engine.communicator import Communicator, make_communicator
 from ghostserve.engine.model import ShardedModel
@@ -42,6 +43,7 @@ def rehearse(model: ShardedModel, communicator: Communicator, device: torch.devi
     model.place(device)
     try:
         _forward(model, communicator, device, attention)
+        exchange.warm_up(model.spec.tensor_parallel_size, model.spec.torch_dtype, device)
         torch.cuda.current_stream(device).synchronize()
     finally:
         model.strip()

@@ -4,8 +4,8 @@ An NCCL collective whose peer has died hangs on the device, and so does the host
 way out is to abort the communicator from another thread. Then the kernels end **without an error and with garbage**.
 So the order is: first the fence, then the abort; and whoever waited looks at the fence before it believes anything.
 
-A launch must not meet an abort in its middle: a collective that is several sends (a gather, an exchange) is a group of
-NCCL's calls, and in a thread in which one stays open the next join hangs.
+An abort waits for a launch under way: a collective that is several sends (a gather, an exchange) is a group of NCCL's
+calls, and in a thread in which one stays open the next join hangs.
 """
 
 import threading
@@ -14,20 +14,23 @@ from contextlib import contextmanager
 
 from ghostserve.engine.communicator import CommunicatorError
 
-__all__ = ["LAUNCH_TIMEOUT", "Fence"]
+__all__ = ["Fence"]
 
-LAUNCH_TIMEOUT = 0.02
-"""Seconds for which an abort waits for a launch: one takes some 0.1 ms, unless it hangs itself, in a full queue."""
+_LAUNCH_SECONDS = 0.1
 
 
 class Fence:
     """Stands between the thread that hears of a failure (`raise_to`) and the one that computes (`check`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, launch_seconds: float = _LAUNCH_SECONDS) -> None:
+        """`launch_seconds`: for how long an abort waits for a launch. One takes about 0.1 ms, or hangs itself where
+        the device's queue is full or a peer does not connect: only the abort ends that.
+        """
+        self._launch_seconds = launch_seconds
         self._lock = threading.Lock()
         """Held while a communicator is aborted, opened or given up: none of these may overlap."""
-        self._idle = threading.Event()
-        self._idle.set()
+        self._launch = threading.Lock()
+        """Held while a collective is launched."""
         self._fenced = 0
         self._epoch = 0
         self._abort: Callable[[], None] | None = None
@@ -46,18 +49,16 @@ class Fence:
         """Nothing of an epoch below `epoch` counts any more; returns when what ran under one has been cut off."""
         self._fenced = max(self._fenced, epoch)  # before the abort: what it lets go must find the fence
         with self._lock:
-            self._idle.wait(LAUNCH_TIMEOUT)
+            if self._launch.acquire(timeout=self._launch_seconds):
+                self._launch.release()
             self._cut()
 
     @contextmanager
     def launching(self) -> Iterator[None]:
-        """Launch a collective in here: no abort comes amid, and none is launched behind the fence (`check`)."""
-        self._idle.clear()  # before the look at the fence, which is raised before the look at this
-        try:
+        """Launch a collective in here: an abort waits for it. Raises `CommunicatorError` behind the fence."""
+        with self._launch:
             self.check()
             yield
-        finally:
-            self._idle.set()
 
     def check(self) -> None:
         """Raises `CommunicatorError` if what was computed under the open epoch may be garbage.

@@ -49,8 +49,6 @@ class NcclCommunicator(Communicator):
         device = torch.device("cuda", torch.cuda.current_device())
         dist.init_process_group("nccl", store=HashStore(), rank=0, world_size=1, device_id=device)
         dist.all_reduce(torch.ones(1, device=device))
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            torch.ones(self.world_size, 4096, dtype=dtype, device=device).sum(0)  # loads the kernel of an exchange
         torch.cuda.current_stream().synchronize()
         dist.destroy_process_group()
         dist.distributed_c10d._world.group_count = 0
@@ -89,9 +87,10 @@ class NcclCommunicator(Communicator):
         if self.world_size > 1:
             # The first collectives set connections up: here, where a failure is a failed join.
             warm = torch.ones(1, device=device)
-            self._sum(warm)
             parts = [torch.empty_like(warm) for _ in range(self.world_size)] if self.rank == 0 else None
-            dist.gather(warm, parts, dst=0)
+            with self._fence.launching():
+                self._sum(warm)
+                dist.gather(warm, parts, dst=0)
             torch.cuda.current_stream().synchronize()
             self._fence.check()
 

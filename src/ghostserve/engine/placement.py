@@ -8,6 +8,7 @@ import torch
 
 from ghostserve.engine.config import EngineConfig
 from ghostserve.engine.dryrun import rank_weight_bytes
+from ghostserve.engine.exchange import exchange_bytes
 from ghostserve.engine.modelspec import ModelSpec
 from ghostserve.errors import ConfigError, GhostServeError
 
@@ -67,6 +68,8 @@ def place(config: EngineConfig, spec: ModelSpec, *, gather: Callable[[], object]
         _check_kernels(config, spec)
     needed = rank_weight_bytes(spec) + spec.cache_layout.total_bytes
     needed += RING_BYTES if kept else 0
+    if len(facts.devices) < spec.tensor_parallel_size:
+        needed += exchange_bytes(spec.tensor_parallel_size)
     try:
         choice = choose_devices(facts, spec.tensor_parallel_size, needed)
     except GhostServeError as error:
