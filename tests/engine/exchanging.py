@@ -53,6 +53,15 @@ def heard(pipe: Connection, seconds: float = 120) -> object:
     return pipe.recv()
 
 
+def all_found(count: int, does: Rank) -> list[list[str]]:
+    """What each of `count` ranks says once; none ends before all have."""
+    with ranks(count, does) as pipes:
+        found = [heard(pipe) for pipe in pipes]
+        for pipe in pipes:
+            pipe.send("all have it")
+    return found
+
+
 def assert_sums(found: list[list[str]], device: str, shapes: tuple[tuple[int, ...], ...], piece_bytes: int) -> None:
     """`found[rank]`: a digest for every shape and dtype, each of one sum over all parts, added up piece by piece."""
     for number, (shape, dtype) in enumerate((shape, dtype) for shape in shapes for dtype in DTYPES):

@@ -39,11 +39,7 @@ def sum_all(rank: int, port: int, secret: str, said: Connection) -> None:
 
 
 def test_every_rank_has_the_sum_of_all_parts() -> None:
-    with exchanging.ranks(RANKS, sum_all) as pipes:
-        found = [exchanging.heard(pipe) for pipe in pipes]
-        for pipe in pipes:
-            pipe.send("all have it")
-        exchanging.assert_sums(found, "cpu", SHAPES, PIECE_BYTES)
+    exchanging.assert_sums(exchanging.all_found(RANKS, sum_all), "cpu", SHAPES, PIECE_BYTES)
 
 
 def test_a_tensor_with_gaps_is_refused() -> None:
