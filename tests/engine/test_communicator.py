@@ -31,6 +31,7 @@ OWN = [
     OSError(24, "Too many open files"),
     RuntimeError("[c10d] The client socket has failed to connect: errno: 24 - Too many open files"),
     RuntimeError("can't allocate memory: you tried to allocate 8192 bytes. Error code 12 (Cannot allocate memory)"),
+    RuntimeError("Resource temporarily unavailable"),
 ]
 
 
@@ -42,7 +43,14 @@ def test_what_the_system_refuses_is_nobody_elses_fault(error: Exception) -> None
     assert caught.value is error
 
 
-@pytest.mark.parametrize("error", [RuntimeError("Connection reset by peer"), OSError(111, "Connection refused")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Connection reset by peer"),
+        RuntimeError("recv: Resource temporarily unavailable"),
+        OSError(111, "Connection refused"),
+    ],
+)
 def test_a_peer_that_does_not_come_is_a_peers_fault(error: Exception) -> None:
     meeting = host_rendezvous()
     with pytest.raises(CommunicatorError) as caught:

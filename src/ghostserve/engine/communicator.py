@@ -23,6 +23,8 @@ __all__ = ["JOIN_TIMEOUT", "Communicator", "CommunicatorError", "make_communicat
 
 _REFUSED = tuple(os.strerror(code) for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 """gloo and torch tell a refusal of the system by its words alone."""
+_NO_THREAD = os.strerror(errno.EAGAIN)
+"""All that C++ says when the system gives it no thread, for lack of memory or by a limit; about peers it says more."""
 
 
 class CommunicatorError(GhostServeError):
@@ -158,9 +160,9 @@ class Communicator(ABC):
 
 def raise_own(error: Exception) -> None:
     """Raise `error` again if it is this process's own fault (its device is broken or full, the system refuses it
-    files or memory) and no peer's: else peers would be asked again and again for what this one can't do.
+    files, memory or threads) and no peer's: else peers would be asked again and again for what this one can't do.
     """
     if isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError):
         raise error
-    if any(reason in str(error) for reason in _REFUSED):
+    if str(error) == _NO_THREAD or any(reason in str(error) for reason in _REFUSED):
         raise error
