@@ -47,10 +47,9 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/ghostserve bench
 
-# Ten thousand runs under random faults; a failing seed is replayed by `ghostserve simulate-faults --seed S`. Its time
-# is virtual, so it takes what others leave of the cores.
+# Ten thousand runs under random faults; a failing seed is replayed by `ghostserve simulate-faults --seed S`.
 simulate: $(STAMP)
-	nice -n 19 $(BIN)/ghostserve simulate-faults --seeds 10000
+	$(BIN)/ghostserve simulate-faults --seeds 10000
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist
