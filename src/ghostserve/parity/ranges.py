@@ -115,8 +115,9 @@ def split(ranges: Sequence[SlotRange], parts: int) -> list[tuple[SlotRange, ...]
 
 def store_order(ranges: Sequence[SlotRange]) -> list[int]:
     """The indices of `ranges` in the order of their parity in the store."""
-    # A recovery waits for this, with thousands of ranges: one key each, and no sort of Python's.
-    keys = np.array([r.parity_block << 32 | r.start for r in ranges], dtype=np.int64)
+    # A recovery waits for this, with thousands of ranges: Python only reads their fields, NumPy makes keys and sorts.
+    blocks = np.array([r.parity_block for r in ranges], dtype=np.int64)
+    keys = blocks << 32 | np.array([r.start for r in ranges], dtype=np.int64)
     order: list[int] = keys.argsort(kind="stable").tolist()
     return order
 
