@@ -55,20 +55,23 @@ def parts(draw, layout):
 
 def check(device, data, *, most_shards, largest):
     """One random plan: parity of all shards, or the data shards that are wanted of those that are lost."""
-    code = make_code(data.draw(SPECS, "code"), data.draw(st.integers(1, most_shards), "shards"))
+    spec, n = data.draw(SPECS, "code"), data.draw(st.integers(1, most_shards), "shards")
+    code = make_code(spec, n)
     layout = data.draw(layouts(largest), "layout")
     ranges = data.draw(parts(layout), "ranges")
     case = Case(layout, device, data.draw(TILES, "tile"), seed=data.draw(st.integers(0, 1 << 20), "bytes"))
     try:
-        case.kernels.warm_up(code.encode_plan, [shard < code.n for shard in range(code.n + code.k)])
+        case.kernels.warm_up(code.encode_plan, [shard < n for shard in range(n + code.k)])
     except UnsupportedCodeError:
-        assume(False)  # refused when the engine starts, with the numbers: see test_kernels
+        # Only rdp has layouts (and numbers of shards) that it does not serve, and says so when an engine starts.
+        assert spec == "rdp"
+        assume(False)
     if data.draw(st.booleans(), "encode?"):
         assert case.encode(code, ranges, programs=data.draw(st.sampled_from([None, 1, 3]), "programs")).right
         return
-    lost = data.draw(st.sets(st.integers(0, code.n + code.k - 1), min_size=1, max_size=code.k), "lost")
+    lost = data.draw(st.sets(st.integers(0, n + code.k - 1), min_size=1, max_size=code.k), "lost")
     assume(code.rebuilds(lost))
-    data_shards = sorted(shard for shard in lost if shard < code.n)
+    data_shards = sorted(shard for shard in lost if shard < n)
     wanted = data.draw(st.none() | st.sets(st.sampled_from(data_shards), min_size=1) if data_shards else st.none())
     assert case.rebuild(code, tuple(lost), ranges, wanted=wanted and tuple(wanted)).right
 
