@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ghostserve.cli.logs import quiet_progress_bars, set_up_logging
-from ghostserve.cli.signals import unwinding_on_sigterm
 from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError
 from ghostserve.server.settings import ServerSettings
+from ghostserve.signals import unwinding_on_sigterm
 
 if TYPE_CHECKING:
     from ghostserve.engine.engine import Engine

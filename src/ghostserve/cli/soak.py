@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ghostserve.cli.signals import unwinding_on_sigterm
 from ghostserve.errors import ConfigError
+from ghostserve.signals import unwinding_on_sigterm
 from ghostserve.soak.settings import SoakSettings
 
 if TYPE_CHECKING:

@@ -5,10 +5,8 @@ The same engine and server as `ghostserve serve`, with its schedule recorded.
 
 import asyncio
 import logging
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 
@@ -17,6 +15,7 @@ from ghostserve.engine.coordinator import Options
 from ghostserve.engine.engine import Engine
 from ghostserve.engine.record import Recorder
 from ghostserve.server import bind, create_app, serve
+from ghostserve.signals import unwinding_on_sigterm
 
 __all__ = ["ChildSettings", "main"]
 
@@ -35,11 +34,11 @@ def main(text: str) -> None:
     """Serve until SIGTERM."""
     settings = msgspec.json.decode(text, type=ChildSettings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-    signal.signal(signal.SIGTERM, _leave)  # while it starts; the server takes it over
     recorder = Recorder(Path(settings.record))
     options = Options(observer=recorder.observe, skip_rebuild=settings.skip_rebuild)
     try:
         with (
+            unwinding_on_sigterm(0),  # while it starts; then the server takes the signal over
             bind(port=0) as listener,
             Engine(settings.engine, model_name=settings.model_name, options=options) as engine,
         ):
@@ -53,10 +52,6 @@ def main(text: str) -> None:
             asyncio.run(serve(create_app(engine), listener=listener, on_ready=ready, drain_seconds=5.0))
     finally:
         recorder.close()
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
 
 
 if __name__ == "__main__":
