@@ -6,6 +6,7 @@ with VllmServer(model, folder) as server:
 """
 
 import contextlib
+import getpass
 import json
 import os
 import shutil
@@ -101,6 +102,9 @@ class VllmServer:
     def __enter__(self) -> "VllmServer":
         environment = {**os.environ, **VLLM_ENVIRONMENT, FAILPOINTS: str(self._points)}
         environment |= {"TMPDIR": str(self._temporary), "XDG_RUNTIME_DIR": str(self._runtime)}
+        # Kept from one start to the next, as users' servers keep it: compiling takes twelve seconds.
+        compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._arguments, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -248,7 +252,7 @@ class VllmServer:
         return new - {name for pid in others for name in _mapped(pid)}
 
     def _leftovers(self) -> list[str]:
-        temporary = [file for file in sorted(self._temporary.rglob("*")) if not _is_cache(file)]
+        temporary = sorted(self._temporary.rglob("*"))
         sockets = [file for file in temporary if file.is_socket()]
         if len(sockets) == FRONT_END_SOCKETS:
             temporary = [file for file in temporary if file not in sockets]
@@ -285,11 +289,6 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
-
-
-def _is_cache(file: Path) -> bool:
-    """What compilers keep from one start to the next, as they would in /tmp."""
-    return any(part.startswith("torchinductor_") for part in file.parts)
 
 
 def _free_port() -> int:
