@@ -73,6 +73,11 @@ class VllmServer:
         self._temporary, self._runtime = self._own / "tmp", self._own / "run"
         for new in (self._points, self._temporary, self._runtime):
             new.mkdir(mode=0o700, parents=True)
+        # What compilers keep from one start to the next, in users' /tmp: compiling it takes twelve seconds.
+        cache = f"torchinductor_{getpass.getuser()}"
+        shared = Path(tempfile.gettempdir()) / cache
+        shared.mkdir(mode=0o700, exist_ok=True)
+        (self._temporary / cache).symlink_to(shared)
         self._port = _free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         settings["record"] = str(self.record)
@@ -102,9 +107,6 @@ class VllmServer:
     def __enter__(self) -> "VllmServer":
         environment = {**os.environ, **VLLM_ENVIRONMENT, FAILPOINTS: str(self._points)}
         environment |= {"TMPDIR": str(self._temporary), "XDG_RUNTIME_DIR": str(self._runtime)}
-        # Kept from one start to the next, as users' servers keep it: compiling takes twelve seconds.
-        compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
-        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._arguments, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -252,7 +254,7 @@ class VllmServer:
         return new - {name for pid in others for name in _mapped(pid)}
 
     def _leftovers(self) -> list[str]:
-        temporary = sorted(self._temporary.rglob("*"))
+        temporary = [file for file in sorted(self._temporary.rglob("*")) if not _is_cache(file)]
         sockets = [file for file in temporary if file.is_socket()]
         if len(sockets) == FRONT_END_SOCKETS:
             temporary = [file for file in temporary if file not in sockets]
@@ -289,6 +291,11 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
+
+
+def _is_cache(file: Path) -> bool:
+    """What compilers keep, or the way to it."""
+    return any(part.startswith("torchinductor_") for part in file.parts)
 
 
 def _free_port() -> int:
