@@ -34,6 +34,20 @@ def in_a_finalizer():
 def in_two_callbacks():
     in_a_callback()
     in_a_finalizer()
+
+def wait_in_a_finalizer(*_):
+    until = time.monotonic() + 0.2
+    while time.monotonic() < until:
+        pass
+
+def repeated_in_a_finalizer():
+    in_a_callback()
+    Thing.__del__ = wait_in_a_finalizer
+    Thing()
+
+def in_a_callback_and_again():
+    in_a_callback()
+    strike()
 """
 BODY = """
 try:
@@ -42,9 +56,13 @@ try:
     time.sleep(20)
     print("slept", flush=True)
 finally:
+    print("unwinds", flush=True)
+    time.sleep(0.2)
     print("unwound", flush=True)
 """
-MOMENTS = ["in_plain_code", "in_a_callback", "in_a_finalizer", "in_two_callbacks"]
+PLAIN = ["in_plain_code", "in_a_callback_and_again"]
+"""Where the last signal finds nothing that drops what is raised."""
+DROPPED = ["in_a_callback", "in_a_finalizer", "in_two_callbacks", "repeated_in_a_finalizer"]
 
 
 def run(script: str) -> "subprocess.CompletedProcess[str]":
@@ -56,21 +74,21 @@ def indented(text: str) -> str:
     return text.replace("\n", "\n    ")
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", PLAIN + DROPPED)
 def test_it_unwinds_wherever_it_comes(moment: str) -> None:
     done = run("with unwinding_on_sigterm(143):" + indented(BODY.format(moment=moment)))
     assert done.returncode == 143, done.stdout + done.stderr
     assert done.stderr == ""
-    assert done.stdout.splitlines() == (["unwound"] if moment == "in_plain_code" else ["went on", "unwound"])
+    assert done.stdout.splitlines() == ["went on"] * (moment in DROPPED) + ["unwinds", "unwound"]
 
 
-@pytest.mark.parametrize("moment", MOMENTS[1:])
+@pytest.mark.parametrize("moment", DROPPED)
 def test_a_handler_that_only_raises_loses_it(moment: str) -> None:
     """The twin."""
     handler = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
     done = run(handler + BODY.format(moment=moment).replace("sleep(20)", "sleep(0.2)"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["went on", "slept", "unwound"]
+    assert done.stdout.splitlines() == ["went on", "slept", "unwinds", "unwound"]
     assert "SystemExit: 143" in done.stderr
 
 
@@ -94,6 +112,22 @@ assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 """)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["told of SystemExit"]
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"), [('lambda *_: print("drains")', ["drains", "cleaned up"]), ("signal.SIG_IGN", ["cleaned up"])]
+)
+def test_who_handles_it_by_then_gets_it(handler: str, said: list[str]) -> None:
+    """A server that drains, and a cleanup that is not to be cut."""
+    done = run(f"""
+with unwinding_on_sigterm(143):
+    in_a_callback()
+    signal.signal(signal.SIGTERM, {handler})
+    time.sleep(0.2)
+    print("cleaned up")
+""")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == said
 
 
 def test_what_was_lost_at_the_very_end_does_no_harm_afterwards() -> None:

@@ -6,7 +6,6 @@ with VllmServer(model, folder) as server:
 """
 
 import contextlib
-import getpass
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ import httpx
 import msgspec
 import openai
 import psutil
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from ghostserve.cli.serve_vllm import CLASSES, MIDDLEWARE
 from ghostserve.status import EngineStatus
@@ -73,11 +73,10 @@ class VllmServer:
         self._temporary, self._runtime = self._own / "tmp", self._own / "run"
         for new in (self._points, self._temporary, self._runtime):
             new.mkdir(mode=0o700, parents=True)
-        # What compilers keep from one start to the next, in users' /tmp: compiling it takes twelve seconds.
-        cache = f"torchinductor_{getpass.getuser()}"
-        shared = Path(tempfile.gettempdir()) / cache
-        shared.mkdir(mode=0o700, exist_ok=True)
-        (self._temporary / cache).symlink_to(shared)
+        # What compilers keep from one start to the next, as in users' /tmp: compiling it takes twelve seconds.
+        compiled = folder.parent / "compiled"
+        compiled.mkdir(mode=0o700, exist_ok=True)
+        (self._temporary / Path(default_cache_dir()).name).symlink_to(compiled)
         self._port = _free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         settings["record"] = str(self.record)
