@@ -8,7 +8,10 @@ import pytest
 # Each process signals itself at a bad moment, then works on for longer than anyone would wait.
 PROLOGUE = """
 import os, signal, sys, time, weakref
+from ghostserve import signals
 from ghostserve.signals import unwinding_on_sigterm
+
+signals._AGAIN_SECONDS = 0.5  # longer than a busy machine leaves a process waiting between two lines
 
 class Thing:
     pass
@@ -36,7 +39,7 @@ def in_two_callbacks():
     in_a_finalizer()
 
 def wait_in_a_finalizer(*_):
-    until = time.monotonic() + 0.2
+    until = time.monotonic() + 0.7
     while time.monotonic() < until:
         pass
 
@@ -57,7 +60,7 @@ try:
     print("slept", flush=True)
 finally:
     print("unwinds", flush=True)
-    time.sleep(0.2)
+    time.sleep(0.7)
     print("unwound", flush=True)
 """
 PLAIN = ["in_plain_code", "in_a_callback_and_again"]
@@ -123,7 +126,7 @@ def test_who_handles_it_by_then_gets_it(handler: str, said: list[str]) -> None:
 with unwinding_on_sigterm(143):
     in_a_callback()
     signal.signal(signal.SIGTERM, {handler})
-    time.sleep(0.2)
+    time.sleep(0.7)
     print("cleaned up")
 """)
     assert (done.returncode, done.stderr) == (0, "")
@@ -134,7 +137,7 @@ def test_what_was_lost_at_the_very_end_does_no_harm_afterwards() -> None:
     done = run("""
 with unwinding_on_sigterm(143):
     in_a_callback()
-time.sleep(0.2)
+time.sleep(0.7)
 print("alive")
 """)
     assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
