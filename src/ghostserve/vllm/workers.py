@@ -29,7 +29,7 @@ __all__ = ["make_group"]
 _ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "FATAL"}
 _PRELOAD = [
     "__main__",
-    "ghostserve.vllm.ahead",
+    "ghostserve.vllm.process",
     "ghostserve.vllm.worker",
     "torch._inductor.compile_fx",  # vLLM compiles a few small functions on its first step, eager or not
 ]

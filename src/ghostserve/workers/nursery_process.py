@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from ghostserve.imports import fast_imports
 from ghostserve.workers.nursery import Birth, Born, Ended, Fate, Refused
 
 __all__ = ["Entry", "main"]
@@ -199,9 +198,8 @@ def main(arguments: list[str]) -> None:
         watched = os.pidfd_open(int(parent))
     if os.getppid() != int(parent):
         return
-    with fast_imports():
-        run: Entry = _find(entry)
-        _find(prepare)()
+    run: Entry = _find(entry)
+    _find(prepare)()
     _warn_of_what_a_fork_breaks()
     _be_called("ghost-nursery")
     # A worker's garbage collections need not look through what the imports have made, nor copy its pages.

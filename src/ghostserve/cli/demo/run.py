@@ -18,7 +18,6 @@ from ghostserve.cli.demo.settings import DemoSettings
 from ghostserve.cli.demo.story import Story
 from ghostserve.cli.logs import quiet_progress_bars
 from ghostserve.errors import ConfigError
-from ghostserve.imports import fast_imports
 
 if TYPE_CHECKING:
     from ghostserve.cli.demo.verdict import Verdict
@@ -55,12 +54,11 @@ def run_demo(settings: DemoSettings, *, plain: bool = False, svg: Path | None = 
 
 def _perform(settings: DemoSettings, model: str, story: Story, display: Display) -> "Verdict":
     display.stage("importing torch and transformers")
-    with fast_imports():
-        from ghostserve.cli.demo.stage import perform
-        from ghostserve.cli.demo.verdict import judge
-        from ghostserve.engine.coordinator import Options
-        from ghostserve.engine.engine import Engine
-        from ghostserve.engine.files import resolve_checkpoint
+    from ghostserve.cli.demo.stage import perform
+    from ghostserve.cli.demo.verdict import judge
+    from ghostserve.engine.coordinator import Options
+    from ghostserve.engine.engine import Engine
+    from ghostserve.engine.files import resolve_checkpoint
 
     display.stage(f"preparing {Path(model).name} (a GGUF file is converted once, and cached)")
     folder = resolve_checkpoint(model)
