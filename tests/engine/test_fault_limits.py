@@ -2,9 +2,13 @@
 
 import resource
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from scene import Stage, decoding, running
+
+from ghostserve.engine.launch import nursery
 
 FULL, OTHER = 1, 0
 
@@ -13,9 +17,12 @@ FULL, OTHER = 1, 0
 def stage(llama_3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     settings = {"model": llama_3, "tensor_parallel_size": 3, "parity": "rs:2", "recovery": "rebuild"}
     # A thread's memory is not kept for the next one: a group that is made anew needs some, however much lies about.
-    with pytest.MonkeyPatch.context() as patch:
+    # That is said to a process when it is started, and so to a nursery that no other test's engines have, nor will.
+    with pytest.MonkeyPatch.context() as patch, closing(nursery()):
         patch.setenv("GLIBC_TUNABLES", "glibc.pthread.stack_cache_size=0")
+        nursery().close()
         with running(tmp_path_factory.mktemp("points"), **settings) as stage:
+            assert b"stack_cache_size=0" in Path(f"/proc/{nursery().pid}/environ").read_bytes()
             yield stage
 
 
